@@ -1,0 +1,1 @@
+"""Benchmarks of vs_kernels: ``python -m bench`` lists the suites."""

@@ -1,0 +1,157 @@
+"""What every suite shares: facts about the machine, a clock, interleaved rounds, quantiles, JSON lines."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+class Arguments(argparse.ArgumentParser):
+    """An argument parser whose errors are one line on stderr and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def device_argument(name: str) -> torch.device:
+    """A device of this machine, or the error that argparse shows."""
+    here = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type
+        here += [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or f"{device.type}:{device.index or 0}" not in [*here, "cpu:0"]:
+        raise argparse.ArgumentTypeError(f"no device {name!r} on this machine, expected one of: {', '.join(here)}")
+    return device
+
+
+def environment(device: torch.device) -> dict[str, str | int | float]:
+    """The machine and the versions that a result depends on; memory in GiB."""
+    facts: dict[str, str | int | float] = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    for package in ("torch", "transformers", "vs_kernels"):
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Largest memory so far, in bytes: resident in this process and, on an accelerator, allocated there."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type != "cpu":
+        peak["device_bytes"] = torch.accelerator.max_memory_allocated(device)
+    return peak
+
+
+class Seconds(NamedTuple):
+    """A duration in seconds: on the wall, and of CPU time summed over this process's threads."""
+
+    wall: float
+    process: float
+
+
+class Mark(NamedTuple):
+    """A point in time; ``event`` is its place in an accelerator's queue."""
+
+    wall: float
+    process: float
+    event: torch.Event | None
+
+
+class Clock:
+    """Marks points in a run on ``device`` and tells the time between them.
+
+    An accelerator is timed by events in its queue, so that marks inside a run do not make the host wait for it.
+    Call :meth:`synchronize` before the first mark of a run and after the last.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def mark(self) -> Mark:
+        event = None
+        if self.device.type != "cpu":
+            event = torch.Event(self.device, enable_timing=True)
+            event.record()
+        return Mark(time.perf_counter(), time.process_time(), event)
+
+    def synchronize(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+    def between(self, start: Mark, end: Mark) -> Seconds:
+        """Time from one mark to another; on an accelerator, valid after :meth:`synchronize`."""
+        wall = start.event.elapsed_time(end.event) / 1e3 if start.event and end.event else end.wall - start.wall
+        return Seconds(wall, end.process - start.process)
+
+
+def interleaved(cases: Mapping[str, Callable[[], Result]], rounds: int) -> Iterator[tuple[int, str, Result]]:
+    """Run every case once a round and yield (round from 1, name, result).
+
+    A slow phase of the machine then falls on all cases alike. Every second round goes backwards, so that none
+    always follows the same other one.
+    """
+    for number in range(1, rounds + 1):
+        for name in list(cases) if number % 2 else reversed(cases):
+            yield number, name, cases[name]()
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """The 20 %, 50 % and 80 % quantiles, interpolated between the values."""
+    if len(values) == 1:
+        return dict.fromkeys(("q20", "q50", "q80"), float(values[0]))
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return {"q20": tenths[1], "q50": tenths[4], "q80": tenths[7]}
+
+
+class Recorder:
+    """Writes JSON lines, each on disk before the next measurement starts."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = path.open("w")
+
+    def write(self, kind: str, **fields: Any) -> None:
+        self._file.write(json.dumps({"record": kind, **fields}) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

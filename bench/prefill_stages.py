@@ -1,0 +1,75 @@
+"""Where the time of one prefill goes: ViT, selection, LLM."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bench.harness import Clock, Mark, Seconds
+
+
+class Prefill(NamedTuple):
+    """One prefill, from pixels and prompt to the logits of the first new token.
+
+    Attributes:
+        vit: the vision encoder with its merger.
+        selection: all that is neither ViT nor LLM: scoring, Top-K, gather, the shorter prompt and its positions, and
+            the embedding of the prompt, which a model without selection does as well.
+        llm: the language model and its head on the last position.
+        total: the call.
+        sequence_length: tokens that the language model read.
+        kv_cache_bytes: size of the KV cache that it left.
+        logits: [B, vocabulary], of the last position.
+    """
+
+    vit: Seconds
+    selection: Seconds
+    llm: Seconds
+    total: Seconds
+    sequence_length: int
+    kv_cache_bytes: int
+    logits: Tensor
+
+
+@torch.inference_mode()
+def timed_prefill(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Clock) -> Prefill:
+    """Run ``model`` once on ``inputs``, as a user calls it, with marks where the ViT and the LLM begin and end."""
+    marks: dict[str, Mark] = {}
+
+    def mark(name: str):
+        def hook(*_: object) -> None:
+            marks[name] = clock.mark()
+
+        return hook
+
+    visual, language_model = model.model.visual, model.model.language_model
+    hooks = [
+        visual.register_forward_pre_hook(mark("vit starts")),
+        visual.register_forward_hook(mark("vit ends")),
+        language_model.register_forward_pre_hook(mark("llm starts")),
+    ]
+    try:
+        clock.synchronize()
+        mark("call starts")()
+        output = model(**inputs, logits_to_keep=1, use_cache=True)
+        mark("call ends")()
+        clock.synchronize()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def between(start: str, end: str) -> Seconds:
+        return clock.between(marks[start], marks[end])
+
+    parts = [between("call starts", "vit starts"), between("vit ends", "llm starts")]
+    cache = output.past_key_values
+    return Prefill(
+        vit=between("vit starts", "vit ends"),
+        selection=Seconds(*(sum(part) for part in zip(*parts))),
+        llm=between("llm starts", "call ends"),
+        total=between("call starts", "call ends"),
+        sequence_length=cache.get_seq_length(),
+        kv_cache_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
+        logits=output.logits[:, -1],
+    )

@@ -1,0 +1,133 @@
+"""From the samples of a prefill run to its table and its verdict."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from bench.harness import quantiles
+
+STAGES = ("vit", "selection", "llm", "total")
+
+# What a run is checked for, at CHECKED_BUDGET.
+CHECKED_BUDGET = 0.2
+LEAST_SHARE_OF_TOKEN_RATIO = 0.9
+MOST_SELECTION = 0.01
+
+
+class Row(NamedTuple):
+    """One budget, against the run's largest budget as the baseline.
+
+    Attributes:
+        budget: retention budget.
+        visual_tokens, sequence_length: what the LLM reads of the photo, and with the text.
+        kv_cache_bytes: what the prefill leaves.
+        wall, process: by stage, median seconds on the wall and of CPU time.
+        llm_speedup, total_speedup: on the wall.
+        llm_process_speedup: of CPU time, which other programs on the machine disturb less.
+        llm_ideal: speed-up of an LLM whose time is in proportion to its sequence: the token ratio.
+        total_ideal: speed-up of the call with that LLM and a selection that is free.
+        selection_share: selection over the LLM's prefill.
+    """
+
+    budget: float
+    visual_tokens: int
+    sequence_length: int
+    kv_cache_bytes: int
+    wall: dict[str, float]
+    process: dict[str, float]
+    llm_speedup: float
+    total_speedup: float
+    llm_process_speedup: float
+    llm_ideal: float
+    total_ideal: float
+    selection_share: float
+
+
+def summarise(samples: Sequence[dict[str, Any]]) -> list[Row]:
+    """One row for every budget, the largest first, from samples as the suite records them."""
+    by_budget: dict[float, list[dict[str, Any]]] = {}
+    for sample in samples:
+        by_budget.setdefault(sample["budget"], []).append(sample)
+    rows: list[Row] = []
+    for budget in sorted(by_budget, reverse=True):
+        first = by_budget[budget][0]
+        wall, process = (
+            {stage: quantiles([sample[f"{stage}_{kind}_s"] for sample in by_budget[budget]])["q50"] for stage in STAGES}
+            for kind in ("wall", "process")
+        )
+        base_wall, base_process = (rows[0].wall, rows[0].process) if rows else (wall, process)
+        base_length = rows[0].sequence_length if rows else first["sequence_length"]
+        llm_ideal = base_length / first["sequence_length"]
+        rows.append(
+            Row(
+                budget=budget,
+                visual_tokens=first["visual_tokens"],
+                sequence_length=first["sequence_length"],
+                kv_cache_bytes=first["kv_cache_bytes"],
+                wall=wall,
+                process=process,
+                llm_speedup=base_wall["llm"] / wall["llm"],
+                total_speedup=base_wall["total"] / wall["total"],
+                llm_process_speedup=base_process["llm"] / process["llm"],
+                llm_ideal=llm_ideal,
+                total_ideal=total_ideal(base_wall, llm_ideal),
+                selection_share=wall["selection"] / wall["llm"],
+            )
+        )
+    return rows
+
+
+def total_ideal(base: dict[str, float], llm_ideal: float) -> float:
+    """Speed-up of a whole call whose LLM becomes ``llm_ideal`` times faster and whose selection costs nothing.
+
+    ``base`` holds the baseline's seconds by stage.
+    """
+    return base["total"] / (base["vit"] + base["llm"] / llm_ideal)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The run as people read it: one column for every budget."""
+    result = Table(title="Prefill by retention budget", title_style="bold", title_justify="left")
+    result.add_column("", no_wrap=True)
+    for row in rows:
+        result.add_column(f"{row.budget:.0%}", justify="right", no_wrap=True)
+
+    def line(name: str, cells: list[str], style: str = "", last: bool = False) -> None:
+        result.add_row(name, *cells, style=style, end_section=last)
+
+    line("visual tokens", [f"{row.visual_tokens:,}" for row in rows])
+    line("sequence length", [f"{row.sequence_length:,}" for row in rows])
+    line("KV cache, MB", [f"{row.kv_cache_bytes / 1e6:.1f}" for row in rows], last=True)
+    line("ViT, s", [f"{row.wall['vit']:.2f}" for row in rows])
+    line("selection, ms", [f"{row.wall['selection'] * 1e3:.1f}" for row in rows])
+    line("LLM prefill, s", [f"{row.wall['llm']:.2f}" for row in rows])
+    line("end to end, s", [f"{row.wall['total']:.2f}" for row in rows], last=True)
+    line("process time: LLM prefill, s", [f"{row.process['llm']:.2f}" for row in rows], "dim")
+    line("process time: end to end, s", [f"{row.process['total']:.2f}" for row in rows], "dim", last=True)
+    line("LLM prefill, speed-up", [f"{row.llm_speedup:.2f}x" for row in rows], "bold")
+    line("  ideal", [f"{row.llm_ideal:.2f}x" for row in rows])
+    line("  of the ideal", [f"{row.llm_speedup / row.llm_ideal:.0%}" for row in rows], last=True)
+    line("end to end, speed-up", [f"{row.total_speedup:.2f}x" for row in rows], "bold")
+    line("  ideal", [f"{row.total_ideal:.2f}x" for row in rows])
+    line("  of the ideal", [f"{row.total_speedup / row.total_ideal:.0%}" for row in rows], last=True)
+    line("selection / LLM prefill", [f"{row.selection_share:.2%}" for row in rows])
+    return result
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """What falls short of the targets, one sentence each."""
+    row = next(row for row in rows if row.budget == CHECKED_BUDGET)
+    found = []
+    if row.llm_speedup < LEAST_SHARE_OF_TOKEN_RATIO * row.llm_ideal:
+        found.append(
+            f"at budget {row.budget:.0%} the LLM prefill is {row.llm_speedup:.2f}x faster (in process time "
+            f"{row.llm_process_speedup:.2f}x), expected at least {LEAST_SHARE_OF_TOKEN_RATIO} of the token ratio "
+            f"{row.llm_ideal:.2f}"
+        )
+    if row.selection_share > MOST_SELECTION:
+        found.append(
+            f"at budget {row.budget:.0%} selection takes {row.selection_share:.2%} of the LLM prefill, "
+            f"expected at most {MOST_SELECTION:.0%}"
+        )
+    return found

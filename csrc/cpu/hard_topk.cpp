@@ -1,0 +1,143 @@
+#include "hard_topk.h"
+
+#include <array>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "isa.h"
+#include "parallel.h"
+
+namespace vs_kernels {
+namespace {
+
+constexpr int kDigitBits = 11;
+constexpr int64_t kBuckets = int64_t{1} << kDigitBits;
+constexpr int64_t kPartRows = 65536;
+constexpr int64_t kMaskRows = 1024;
+
+using Histogram = std::array<uint32_t, kBuckets>;
+
+// One part of the pool: the keys that may still be the k-th.
+struct Part {
+  uint32_t* keys;
+  int64_t count;
+  KeyRange range;
+  Histogram histogram;
+
+  void count_digits(uint32_t base, int shift) {
+    // Neighbours often share a bucket; two histograms keep their increments from waiting for each other.
+    Histogram odd{};
+    histogram.fill(0);
+    int64_t i = 0;
+    for (; i + 1 < count; i += 2) {
+      ++histogram[(keys[i] - base) >> shift];
+      ++odd[(keys[i + 1] - base) >> shift];
+    }
+    if (i < count) ++histogram[(keys[i] - base) >> shift];
+    for (int64_t bucket = 0; bucket < kBuckets; ++bucket) histogram[bucket] += odd[bucket];
+  }
+};
+
+int bit_width(uint32_t x) { return x ? 32 - __builtin_clz(x) : 0; }
+
+// The bucket of the rank-th largest key; rank becomes that within the bucket.
+int64_t find_bucket(const Histogram& counts, int64_t* rank) {
+  int64_t end = kBuckets;
+  for (const int64_t group : {int64_t{32}, int64_t{1}}) {
+    for (;; end -= group) {
+      int64_t count = 0;
+      for (int64_t bucket = end - group; bucket < end; ++bucket) count += counts[bucket];
+      if (count >= *rank) break;
+      *rank -= count;
+    }
+  }
+  return end - 1;
+}
+
+// Row after the last of the first `kept` rows whose key is `key`.
+int64_t end_of_ties(const float* scores, int64_t n, uint32_t key, int64_t kept) {
+  const SimdKernels& kernels = simd();
+  int64_t row = 0;
+  for (; row + kMaskRows <= n; row += kMaskRows) {
+    const int64_t equal = kernels.count_equal(scores + row, kMaskRows, key);
+    if (equal >= kept) break;
+    kept -= equal;
+  }
+  for (; kept > 0; ++row) kept -= kernels.count_equal(scores + row, 1, key);
+  return row;
+}
+
+int64_t mark(const float* scores, int64_t begin, int64_t end, const HardTopK& topk, uint8_t* mask) {
+  const int64_t split = std::clamp(topk.tie_end, begin, end);
+  return simd().mark_at_least(scores + begin, split - begin, topk.kth_key, mask) +
+         simd().mark_at_least(scores + split, end - split, topk.kth_key + 1, mask + (split - begin));
+}
+
+}  // namespace
+
+HardTopK find_topk(const float* scores, int64_t n, int64_t k) {
+  const std::unique_ptr<uint32_t[]> keys(new uint32_t[n]);
+  std::vector<Part> parts(num_parts(n, kPartRows));
+  for_each_part(n, kPartRows, [&](int64_t part, int64_t begin, int64_t end) {
+    parts[part].keys = keys.get() + begin;
+    parts[part].count = end - begin;
+    parts[part].range = simd().score_keys(scores + begin, end - begin, parts[part].keys);
+  });
+  KeyRange range = parts[0].range;
+  for (const Part& part : parts) {
+    range = {std::min(range.min, part.range.min), std::max(range.max, part.range.max)};
+  }
+
+  // Radix selection, most significant digit first, over the digits in which the keys differ at all.
+  uint32_t base = range.min;
+  int shift = std::max(0, bit_width(range.max - range.min) - kDigitBits);
+  Histogram& counts = parts[0].histogram;
+  int64_t rank = k;
+  for (;;) {
+    for_each_part(static_cast<int64_t>(parts.size()), 1,
+                  [&](int64_t part, int64_t, int64_t) { parts[part].count_digits(base, shift); });
+    for (size_t part = 1; part < parts.size(); ++part) {
+      for (int64_t bucket = 0; bucket < kBuckets; ++bucket) counts[bucket] += parts[part].histogram[bucket];
+    }
+    const int64_t bucket = find_bucket(counts, &rank);
+    base += static_cast<uint32_t>(bucket) << shift;
+    if (shift == 0) return {base, rank == counts[bucket] ? n : end_of_ties(scores, n, base, rank), range};
+    for_each_part(static_cast<int64_t>(parts.size()), 1, [&](int64_t part, int64_t, int64_t) {
+      parts[part].count = simd().keep_bucket(parts[part].keys, parts[part].count, base, shift);
+    });
+    shift = std::max(0, shift - kDigitBits);
+  }
+}
+
+void write_mask(const float* scores, int64_t n, const HardTopK& topk, uint8_t* mask) {
+  for_each_part(n, kPartRows,
+                [&](int64_t, int64_t begin, int64_t end) { mark(scores, begin, end, topk, mask + begin); });
+}
+
+void write_indices(const float* scores, int64_t n, const HardTopK& topk, int64_t first_row, int64_t* indices) {
+  std::vector<int64_t> slots(num_parts(n, kPartRows) + 1, 0);
+  if (slots.size() > 2) {
+    for_each_part(n, kPartRows, [&](int64_t part, int64_t begin, int64_t end) {
+      uint8_t mask[kMaskRows];
+      for (int64_t row = begin; row < end; row += kMaskRows) {
+        slots[part + 1] += mark(scores, row, std::min(end, row + kMaskRows), topk, mask);
+      }
+    });
+    for (size_t part = 1; part < slots.size(); ++part) slots[part] += slots[part - 1];
+  }
+  for_each_part(n, kPartRows, [&](int64_t part, int64_t begin, int64_t end) {
+    uint8_t mask[kMaskRows];
+    int64_t kept_rows[kMaskRows + 8];
+    int64_t slot = slots[part];
+    for (int64_t row = begin; row < end; row += kMaskRows) {
+      const int64_t rows = std::min(kMaskRows, end - row);
+      const int64_t marked = mark(scores, row, row + rows, topk, mask);
+      simd().marked_rows(mask, rows, first_row + row, kept_rows);
+      std::memcpy(indices + slot, kept_rows, marked * sizeof(int64_t));
+      slot += marked;
+    }
+  });
+}
+
+}  // namespace vs_kernels

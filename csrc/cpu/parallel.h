@@ -1,0 +1,47 @@
+// Threads over pools, and over the parts of one large pool. What is computed never depends on their number: work is
+// cut into parts of fixed size, and sums over parts are added in order.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "pools.h"
+
+namespace vs_kernels {
+
+// Below this many tokens a pool is one thread's work.
+constexpr int64_t kLargePool = 16384;
+
+inline int64_t num_parts(int64_t n, int64_t part) { return (n + part - 1) / part; }
+
+// f(part, begin, end) for each part of [0, n).
+template <class F>
+void for_each_part(int64_t n, int64_t part, const F& f) {
+  torch::stable::parallel_for(0, num_parts(n, part), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) f(i, i * part, std::min(n, (i + 1) * part));
+  });
+}
+
+// f(pool) for each pool: small ones side by side, large ones one by one with all threads inside.
+template <class F>
+void for_each_pool(const PoolSums& lengths, const F& f) {
+  std::atomic<int64_t> next{0};
+  const int64_t worthwhile = std::max<int64_t>(1, num_parts(lengths.total(), kLargePool));
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t workers = std::min({lengths.count(), worthwhile, threads});
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+    for (; first < last; ++first) {
+      for (int64_t pool; (pool = next.fetch_add(1, std::memory_order_relaxed)) < lengths.count();) {
+        if (lengths.length(pool) < kLargePool) f(pool);
+      }
+    }
+  });
+  for (int64_t pool = 0; pool < lengths.count(); ++pool) {
+    if (lengths.length(pool) >= kLargePool) f(pool);
+  }
+}
+
+}  // namespace vs_kernels

@@ -1,0 +1,3 @@
+#include "table.h"
+
+const vs_kernels::SimdKernels vs_kernels::avx2_kernels = kTable;

@@ -1,0 +1,3 @@
+#include "table.h"
+
+const vs_kernels::SimdKernels vs_kernels::avx512_kernels = kTable;

@@ -1,0 +1,21 @@
+// Floats as their bits. Integer minima, masks and comparisons become one vector instruction each, where selections of
+// floats that might be NaN become several.
+#pragma once
+
+#include <stdint.h>
+
+namespace vs_kernels {
+
+[[gnu::always_inline]] static inline int32_t bits_of(float x) {
+  int32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+[[gnu::always_inline]] static inline float float_of(int32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+}  // namespace vs_kernels

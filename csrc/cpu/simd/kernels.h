@@ -1,0 +1,60 @@
+// The inner loops, compiled once per instruction set; which one runs is chosen at run time (isa.h).
+#pragma once
+
+#include <stdint.h>
+
+namespace vs_kernels {
+
+// Smallest and largest key (score_key.h) of some scores.
+struct KeyRange {
+  uint32_t min;
+  uint32_t max;
+};
+
+// Soft Top-K of one pool: x = (score - pivot) * inverse_temperature + shift, p = sigmoid(x).
+struct SoftScale {
+  float pivot;
+  float inverse_temperature;
+  float shift;
+};
+
+// Sums over some tokens: of p, or of v g; and of v = p (1 - p), the slope of the sigmoid.
+struct SoftSums {
+  double value;
+  double slope;
+};
+
+// What the gradients of a pool's scores need beside v and g.
+struct SoftGradient {
+  float mean;            // sum(v g) / sum(v)
+  float inverse_slope;   // 1 / sum(v)
+  float grad_threshold;  // gradient of the pool's threshold
+};
+
+struct SimdKernels {
+  // Order-preserving keys of n scores, n >= 1.
+  KeyRange (*score_keys)(const float* scores, int64_t n, uint32_t* keys);
+  int64_t (*count_equal)(const float* scores, int64_t n, uint32_t key);
+  // mask = key >= bound; returns how many are.
+  int64_t (*mark_at_least)(const float* scores, int64_t n, uint32_t bound, uint8_t* mask);
+  // Keeps, in place, the keys of the bucket that starts at base and is 2^shift wide; returns how many there are.
+  int64_t (*keep_bucket)(uint32_t* keys, int64_t n, uint32_t base, int shift);
+  // rows = first_row + i for each i with mask[i]; returns how many. Writes up to 8 entries beyond those.
+  int64_t (*marked_rows)(const uint8_t* mask, int64_t n, int64_t first_row, int64_t* rows);
+
+  // Sums of p and v; writes p where probs is not null.
+  SoftSums (*soft_probs)(const float* scores, int64_t n, SoftScale scale, float* probs);
+  // Sums of v g and v.
+  SoftSums (*soft_backward_sums)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale);
+  // grad_scores = v (g - mean) / temperature - grad_threshold v / sum(v), 0 where the score is not finite.
+  void (*soft_backward)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
+                        SoftGradient gradient, float* grad_scores);
+};
+
+extern const SimdKernels baseline_kernels;
+#if defined(__x86_64__)
+extern const SimdKernels avx2_kernels;
+extern const SimdKernels avx512_kernels;
+#endif
+
+}  // namespace vs_kernels

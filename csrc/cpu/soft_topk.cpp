@@ -1,0 +1,102 @@
+// soft_topk: the differentiable Top-K, probabilities that add up to k in each pool; and its backward.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "hard_topk.h"
+#include "isa.h"
+#include "parallel.h"
+#include "soft_topk_pool.h"
+
+namespace vs_kernels {
+namespace {
+
+constexpr int64_t kPartTokens = 16384;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// -> probs float32 [T]; thresholds, pivots, shifts float32 [S]: p = sigmoid((score + threshold) / temperature)
+std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // float32 [T]
+                                                     Tensor cu_lengths,  // int64 [S + 1]
+                                                     Tensor cu_ks,       // int64 [S + 1]
+                                                     double temperature) {
+  scores = float_vector(scores, "scores");
+  const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
+  const PoolSums ks = pool_ks(cu_ks, lengths);
+  const float inverse = inverse_temperature(temperature);
+  Tensor probs = new_float({scores.numel()});
+  Tensor thresholds = new_float({lengths.count()});
+  Tensor pivots = new_float({lengths.count()});
+  Tensor shifts = new_float({lengths.count()});
+  const float* score = const_data<float>(scores);
+  float* prob = data<float>(probs);
+  float* threshold = data<float>(thresholds);
+  float* pivot = data<float>(pivots);
+  float* shift = data<float>(shifts);
+  for_each_pool(lengths, [&](int64_t pool) {
+    const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
+    if (k == 0 || k == n) {
+      std::fill_n(prob + row, n, k == 0 ? 0.0f : 1.0f);
+      pivot[pool] = 0.0f;
+      shift[pool] = threshold[pool] = k == 0 ? -kInfinity : kInfinity;
+      return;
+    }
+    const HardTopK topk = find_topk(score + row, n, k);
+    const SoftScale scale = solve_soft_topk(score + row, n, k, topk.kth_key, topk.range, inverse, prob + row);
+    pivot[pool] = scale.pivot;
+    shift[pool] = scale.shift;
+    threshold[pool] = static_cast<float>(scale.shift * temperature - scale.pivot);
+  });
+  return {probs, thresholds, pivots, shifts};
+}
+
+// -> float32 [T]
+Tensor soft_topk_backward(Tensor grad_probs,       // float32 [T]
+                          Tensor grad_thresholds,  // float32 [S]
+                          Tensor scores,           // float32 [T]
+                          Tensor pivots,           // float32 [S]
+                          Tensor shifts,           // float32 [S]
+                          Tensor cu_lengths,       // int64 [S + 1]
+                          double temperature) {
+  scores = float_vector(scores, "scores");
+  const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
+  grad_probs = float_vector(grad_probs, "grad_probs", scores.numel());
+  grad_thresholds = float_vector(grad_thresholds, "grad_thresholds", lengths.count());
+  pivots = float_vector(pivots, "pivots", lengths.count());
+  shifts = float_vector(shifts, "shifts", lengths.count());
+  const float inverse = inverse_temperature(temperature);
+  Tensor grad_scores = new_float({scores.numel()});
+  const float* score = const_data<float>(scores);
+  const float* grad_prob = const_data<float>(grad_probs);
+  const float* grad_threshold = const_data<float>(grad_thresholds);
+  const float* pivot = const_data<float>(pivots);
+  const float* shift = const_data<float>(shifts);
+  float* grad = data<float>(grad_scores);
+  for_each_pool(lengths, [&](int64_t pool) {
+    const int64_t row = lengths.begin(pool), n = lengths.length(pool);
+    const SoftScale scale = {pivot[pool], inverse, shift[pool]};
+    SoftSums sums = {0.0, 0.0};
+    if (std::isfinite(scale.shift)) sums = soft_backward_sums(score + row, grad_prob + row, n, scale);
+    if (sums.slope == 0.0) {
+      std::fill_n(grad + row, n, 0.0f);
+      return;
+    }
+    const SoftGradient gradient = {static_cast<float>(sums.value / sums.slope), static_cast<float>(1.0 / sums.slope),
+                                   grad_threshold[pool]};
+    for_each_part(n, kPartTokens, [&](int64_t, int64_t begin, int64_t end) {
+      simd().soft_backward(score + row + begin, grad_prob + row + begin, end - begin, scale, gradient,
+                           grad + row + begin);
+    });
+  });
+  return grad_scores;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vs_kernels, CPU, m) {
+  m.impl("soft_topk", TORCH_BOX(&soft_topk));
+  m.impl("soft_topk_backward", TORCH_BOX(&soft_topk_backward));
+}
+
+}  // namespace
+}  // namespace vs_kernels

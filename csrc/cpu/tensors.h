@@ -1,0 +1,56 @@
+// What the kernels need of tensors beyond torch/csrc/stable: cheap allocation and checks that name the argument.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <vector>
+
+namespace vs_kernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Tensor new_tensor(std::initializer_list<int64_t> sizes, int32_t dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes.begin()[i];
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
+                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
+  return Tensor(handle);
+}
+
+inline Tensor new_float(std::initializer_list<int64_t> sizes) { return new_tensor(sizes, aoti_torch_dtype_float32()); }
+inline Tensor new_int64(std::initializer_list<int64_t> sizes) { return new_tensor(sizes, aoti_torch_dtype_int64()); }
+inline Tensor new_bool(std::initializer_list<int64_t> sizes) { return new_tensor(sizes, aoti_torch_dtype_bool()); }
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+template <class T>
+const T* const_data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+inline Tensor packed(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// A float32 vector on the CPU, of a given length unless that is negative.
+inline Tensor float_vector(const Tensor& tensor, const char* name, int64_t length = -1) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on the CPU");
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
+  STD_TORCH_CHECK(tensor.dim() == 1, name, ": got ", tensor.dim(), " dimensions, expected 1");
+  STD_TORCH_CHECK(length < 0 || tensor.size(0) == length, name, ": got ", tensor.size(0), " entries, expected ",
+                  length);
+  return packed(tensor);
+}
+
+}  // namespace vs_kernels

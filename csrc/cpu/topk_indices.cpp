@@ -1,0 +1,60 @@
+// topk_indices and topk_mask: the k largest scores of each pool.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "hard_topk.h"
+#include "parallel.h"
+
+namespace vs_kernels {
+namespace {
+
+// -> int64 [K], rows of the packed tokens, ascending
+Tensor topk_indices(Tensor scores,      // float32 [T]
+                    Tensor cu_lengths,  // int64 [S + 1]
+                    Tensor cu_ks,       // int64 [S + 1]
+                    int64_t total_kept) {
+  scores = float_vector(scores, "scores");
+  const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
+  const PoolSums ks = pool_ks(cu_ks, lengths);
+  STD_TORCH_CHECK(ks.total() == total_kept, "total_kept: got ", total_kept, ", expected ", ks.total(),
+                  ", the last entry of cu_ks");
+  Tensor indices = new_int64({total_kept});
+  const float* score = const_data<float>(scores);
+  int64_t* index = data<int64_t>(indices);
+  for_each_pool(lengths, [&](int64_t pool) {
+    const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
+    if (k == 0) return;
+    write_indices(score + row, n, find_topk(score + row, n, k), row, index + ks.begin(pool));
+  });
+  return indices;
+}
+
+// -> bool [T]
+Tensor topk_mask(Tensor scores,      // float32 [T]
+                 Tensor cu_lengths,  // int64 [S + 1]
+                 Tensor cu_ks) {     // int64 [S + 1]
+  scores = float_vector(scores, "scores");
+  const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
+  const PoolSums ks = pool_ks(cu_ks, lengths);
+  Tensor mask = new_bool({scores.numel()});
+  const float* score = const_data<float>(scores);
+  uint8_t* kept = data<uint8_t>(mask);
+  for_each_pool(lengths, [&](int64_t pool) {
+    const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
+    if (k == 0) {
+      std::fill_n(kept + row, n, uint8_t{0});
+    } else {
+      write_mask(score + row, n, find_topk(score + row, n, k), kept + row);
+    }
+  });
+  return mask;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vs_kernels, CPU, m) {
+  m.impl("topk_indices", TORCH_BOX(&topk_indices));
+  m.impl("topk_mask", TORCH_BOX(&topk_mask));
+}
+
+}  // namespace
+}  // namespace vs_kernels

@@ -1,0 +1,53 @@
+"""Backends: every operator test runs on each set of kernels that this machine has."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from vs_kernels import library
+
+ISAS = ("baseline", "avx2", "avx512")
+
+
+def _available_isas() -> list[str]:
+    if library.CPU_PROBLEM is not None:
+        return []
+    chosen = library.cpu_isa()
+    available = []
+    for isa in ISAS:
+        with contextlib.suppress(ValueError):
+            library.set_cpu_isa(isa)
+            available.append(isa)
+    library.set_cpu_isa(chosen)
+    return available
+
+
+BACKENDS = ["pytorch", *_available_isas()]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """ "pytorch": the kernels in plain PyTorch; else the C++ kernels of one instruction set."""
+    with use_backend(request.param):
+        yield request.param
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    if name == "pytorch":
+        with library.plain_kernels():
+            yield
+    else:
+        chosen = library.cpu_isa()
+        library.set_cpu_isa(name)
+        try:
+            yield
+        finally:
+            library.set_cpu_isa(chosen)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+import vs_kernels as vk
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1, 7, 64, 1000])
+def test_rows_and_their_gradient(backend: str, width: int, dtype: torch.dtype) -> None:
+    tokens = torch.randn(50, width).to(dtype).requires_grad_()
+    indices = torch.tensor([0, 3, 4, 48, 49])
+    kept = vk.gather_tokens(tokens, indices)
+    assert torch.equal(kept, tokens[indices])
+    grad = torch.randn(5, width).to(dtype)
+    expected = torch.zeros(50, width, dtype=dtype)
+    expected[indices] = grad
+    assert torch.equal(torch.autograd.grad(kept, tokens, grad)[0], expected)
+
+
+def test_no_rows(backend: str) -> None:
+    tokens = torch.randn(4, 8, requires_grad=True)
+    kept = vk.gather_tokens(tokens, torch.zeros(0, dtype=torch.int64))
+    assert kept.shape == (0, 8)
+    assert torch.equal(torch.autograd.grad(kept.sum(), tokens)[0], torch.zeros(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("indices", "error", "message"),
+    [
+        ([0, 4], TypeError, "indices: got list"),
+        (torch.tensor([0, 1], dtype=torch.int32), TypeError, "indices: got torch.int32, expected int64"),
+        (torch.tensor([[0, 1]]), ValueError, r"indices: got shape \(1, 2\), expected \[K\]"),
+        (torch.tensor([0, 4]), ValueError, r"strictly ascending rows in \[0, 4\)"),
+        (torch.tensor([-1, 2]), ValueError, "strictly ascending rows"),
+        (torch.tensor([2, 1]), ValueError, "strictly ascending rows"),
+        (torch.tensor([1, 1]), ValueError, "strictly ascending rows"),
+        (torch.tensor([1], device="meta"), ValueError, "indices: got a tensor on meta, expected cpu"),
+    ],
+)
+def test_errors(indices, error, message) -> None:
+    with pytest.raises(error, match=message):
+        vk.gather_tokens(torch.randn(4, 8), indices)

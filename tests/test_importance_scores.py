@@ -1,0 +1,116 @@
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import vs_kernels as vk
+from vs_kernels import SelectionPlan, reference
+
+
+def scorer_weights(width: int, hidden: int) -> tuple[torch.Tensor, ...]:
+    return (
+        torch.randn(hidden, width) / math.sqrt(width),
+        torch.randn(hidden),
+        torch.randn(hidden, width) / math.sqrt(width),
+        torch.randn(hidden),
+    )
+
+
+def test_the_collapse_is_the_definition() -> None:
+    plan = SelectionPlan([150, 1, 0, 349], [10, 1, 0, 30])
+    tokens = torch.randn(500, 40, dtype=torch.float64)
+    weights = [weight.double() for weight in scorer_weights(40, 20)]
+    collapsed = reference.importance_scores_collapsed(tokens, *weights, plan)[0]
+    torch.testing.assert_close(collapsed, reference.importance_scores(tokens, *weights, plan), rtol=1e-12, atol=1e-12)
+
+
+def test_long_video_against_the_definition(backend: str) -> None:
+    """N = 16,384, D = 3,584, h = 1,792; the N x N definition in float64 for some of its rows."""
+    n, width, hidden = 16384, 3584, 1792
+    tokens = torch.randn(n, width)
+    weights = scorer_weights(width, hidden)
+    scores = vk.importance_scores(tokens, *weights)
+    q_weight, q_bias, k_weight, k_bias = (weight.double() for weight in weights)
+    keys = torch.cat([chunk.double() @ k_weight.T + k_bias for chunk in tokens.split(4096)])
+    rows = torch.randperm(n)[:200]
+    queries = tokens[rows].double() @ q_weight.T + q_bias
+    truth = (queries @ keys.T).mean(dim=1) / math.sqrt(hidden)
+    assert (scores[rows] - truth).abs().max() <= 1e-6 * truth.abs().max()
+
+
+PEAK = """
+import resource, torch, vs_kernels as vk
+tokens = torch.randn({n}, 2048)
+weights = vk.ImportanceScorer(2048).weights()
+with torch.no_grad():
+    vk.importance_scores(tokens[:8], *weights)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    vk.importance_scores(tokens, *weights)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_beyond_the_tokens_is_small() -> None:
+    """16,384 tokens: an N x N matrix takes 1 GiB, [N, h] 64 MiB, the scores 64 KiB."""
+    run = subprocess.run([sys.executable, "-c", PEAK.format(n=16384)], capture_output=True, text=True, check=True)
+    assert int(run.stdout) <= 16 * 1024
+
+
+def test_query_bias_gets_exactly_no_gradient_through_soft_topk(backend: str) -> None:
+    """Its term is the same for all tokens of a pool, and the threshold takes it up."""
+    scorer = vk.ImportanceScorer(64)
+    torch.nn.init.normal_(scorer.q_proj.weight, std=0.1)
+    torch.nn.init.normal_(scorer.k_proj.weight, std=0.1)
+    plan = SelectionPlan([300, 80], [60, 16])
+    probs, _ = vk.soft_topk(scorer(torch.randn(380, 64), plan), plan)
+    probs.square().sum().backward()
+    assert scorer.q_proj.weight.grad.abs().max() > 0
+    assert scorer.q_proj.bias.grad.abs().max() <= 1e-6 * scorer.k_proj.bias.grad.abs().max()
+
+
+def test_only_wanted_gradients_are_made(backend: str) -> None:
+    tokens, weights = torch.randn(30, 16), scorer_weights(16, 8)
+    weights[2].requires_grad_()
+    vk.importance_scores(tokens, *weights).sum().backward()
+    assert weights[2].grad is not None
+    assert all(tensor.grad is None for tensor in (tokens, weights[0], weights[1], weights[3]))
+
+
+def test_fresh_scores_are_tiny_but_not_lost(backend: str) -> None:
+    scores = vk.ImportanceScorer(256)(torch.randn(100, 256).bfloat16())
+    assert scores.dtype == torch.float32
+    assert 0 < scores.abs().max() < 1e-3
+    assert scores.unique().numel() == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"tokens": torch.randn(9, 8, dtype=torch.float64)}, TypeError, "tokens: got torch.float64"),
+        ({"tokens": [1.0]}, TypeError, "tokens: got list, expected a torch.Tensor"),
+        ({"tokens": torch.randn(9)}, ValueError, r"tokens: got shape \(9,\)"),
+        ({"tokens": torch.randn(8, 9).T}, ValueError, "tokens: got a last stride of 9, expected contiguous rows"),
+        ({"tokens": torch.randn(8, 8)}, ValueError, "tokens: got 8 rows, expected 9, the plan's total_tokens"),
+        ({"tokens": torch.randn(3, 3, 8)}, ValueError, r"tokens: got shape \(3, 3, 8\), expected a plan of 3 pools"),
+        ({"q_weight": torch.randn(4, 7)}, ValueError, r"q_weight: got shape \(4, 7\), expected \[h, 8\]"),
+        ({"k_weight": torch.randn(5, 8)}, ValueError, "k_weight: got 5 rows, expected 4"),
+        ({"q_bias": torch.randn(5)}, ValueError, r"q_bias: got shape \(5,\), expected \[4\]"),
+        ({"k_bias": torch.randn(4).double()}, TypeError, "k_bias: got torch.float64"),
+        ({"k_bias": None}, TypeError, "k_bias: got NoneType"),
+        ({"k_bias": torch.randn(4, device="meta")}, ValueError, "k_bias: got a tensor on meta, expected cpu"),
+        ({"plan": [9]}, TypeError, "plan: got list, expected a SelectionPlan"),
+    ],
+)
+def test_errors(change: dict, error: type, message: str) -> None:
+    arguments = {
+        "tokens": torch.randn(9, 8),
+        "q_weight": torch.randn(4, 8),
+        "q_bias": torch.randn(4),
+        "k_weight": torch.randn(4, 8),
+        "k_bias": torch.randn(4),
+        "plan": SelectionPlan([9], [2]),
+    }
+    with pytest.raises(error, match=message):
+        vk.importance_scores(**arguments | change)

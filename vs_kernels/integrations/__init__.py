@@ -1,0 +1,1 @@
+"""Model frameworks: each module here needs its framework, and only these modules know one."""

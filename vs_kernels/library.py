@@ -1,0 +1,133 @@
+"""The dispatcher library ``vs_kernels``: schemas, and the compiled kernels that were found.
+
+Every operator has three hops: the public function, ``torch.ops.vs_kernels.<name>``, and the kernel that
+the dispatcher picks for the device of its arguments. Schemas are defined once, in ``ops/<op>.py``, together
+with a kernel in plain PyTorch that serves every device; compiled libraries only add faster ones.
+"""
+
+import contextlib
+import ctypes
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("vs_kernels", "DEF")
+_PLAIN_KERNELS: dict[str, Callable[..., Any]] = {}
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+_CPU_LIBRARY = Path(__file__).with_name("_cpu.so")
+
+
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define one operator.
+
+    Args:
+        schema: name, arguments and results, without the namespace.
+        kernel: the operator in plain PyTorch; serves every device that has no compiled kernel.
+        fake: shapes and dtypes of the results from fake tensors.
+
+    Returns:
+        The operator, ``torch.ops.vs_kernels.<name>.default``.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _PLAIN_KERNELS[name] = kernel
+    _LIBRARY.impl(name, _announced(kernel), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vs_kernels::{name}", fake, lib=_LIBRARY)
+    op = getattr(torch.ops.vs_kernels, name).default
+    positions = [i for i, arg in enumerate(op._schema.arguments) if arg.name in ("scores", "selection_scores")]
+    if positions:
+        for device in _AUTOCAST_DEVICES:
+            _LIBRARY.impl(name, _autocast_scores(op, positions, device), f"Autocast{device.upper()}")
+    return op
+
+
+def _autocast_scores(op: Any, positions: list[int], device: str) -> Callable[..., Any]:
+    """The autocast rule: scores in float32 (as for softmax), tokens and weights as they come."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+    def kernel(*args: Any) -> Any:
+        cast = list(args)
+        for i in positions:
+            if i < len(cast) and isinstance(cast[i], Tensor):
+                cast[i] = cast[i].float()
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*cast)
+
+    return kernel
+
+
+def _announced(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel``, preceded by one warning per process where a compiled kernel was expected on a CPU."""
+
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        if CPU_PROBLEM is not None and any(isinstance(arg, Tensor) and arg.device.type == "cpu" for arg in args):
+            _warn_once(f"vs_kernels runs its slower PyTorch path on the CPU: {CPU_PROBLEM}")
+        return kernel(*args)
+
+    return run
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _load(path: Path) -> str | None:
+    """Load a compiled library; None, or why it is not there in words."""
+    if not path.exists():
+        return f"{path.name} was not built (no C++ compiler when the package was installed, or VS_KERNELS_CPU=0)"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} could not be loaded: {error}"
+    return None
+
+
+CPU_PROBLEM: str | None = _load(_CPU_LIBRARY)
+
+
+def cpu_isa() -> str | None:
+    """The instruction set whose CPU kernels run: "baseline", "avx2" or "avx512"; None without the library."""
+    if CPU_PROBLEM is not None:
+        return None
+    query = ctypes.CDLL(str(_CPU_LIBRARY)).vs_kernels_cpu_isa
+    query.restype = ctypes.c_char_p
+    return query().decode()
+
+
+def set_cpu_isa(name: str) -> None:
+    """Choose the instruction set of the CPU kernels, for tests and measurements.
+
+    Raises:
+        ValueError: the name is unknown, or this CPU or build lacks the instruction set.
+    """
+    if CPU_PROBLEM is not None or ctypes.CDLL(str(_CPU_LIBRARY)).vs_kernels_cpu_set_isa(name.encode()) != 0:
+        raise ValueError(f"name: got {name!r}, expected an instruction set that this build and this CPU have")
+
+
+def kernel_of(name: str, device: str) -> str:
+    """Which kernel serves operator ``name`` on ``device``: "C++" or "PyTorch"."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
+    compiled = key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"vs_kernels::{name}", key)
+    return "C++" if compiled else "PyTorch"
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """The kernels in plain PyTorch on the CPU, for tests and measurements, while the context lasts."""
+    override = torch.library.Library("vs_kernels", "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name, kernel in _PLAIN_KERNELS.items():
+                override.impl(name, kernel, "CPU", allow_override=True)
+        yield
+    finally:
+        override._destroy()

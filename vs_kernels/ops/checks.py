@@ -1,0 +1,130 @@
+"""Argument checks: the argument, what came, what was expected, before any kernel runs.
+
+Each ``packed_*`` returns the argument in the layout that the operators take: packed rows, pools side by side.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vs_kernels.plan import SelectionPlan
+
+TOKEN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensor(value: object, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
+
+
+def check_plan(plan: object) -> None:
+    if not isinstance(plan, SelectionPlan):
+        raise TypeError(f"plan: got {type(plan).__name__}, expected a SelectionPlan")
+
+
+def check_device(value: Tensor, name: str, device: torch.device) -> None:
+    if value.device != device:
+        raise ValueError(f"{name}: got a tensor on {value.device}, expected {device}, the device of the first argument")
+
+
+def check_temperature(temperature: object) -> None:
+    _check_number(temperature, "temperature")
+    if not (temperature > 0 and temperature < math.inf):  # type: ignore[operator]
+        raise ValueError(f"temperature: got {temperature}, expected a finite number > 0")
+
+
+def check_scale(scale: object, name: str) -> None:
+    _check_number(scale, name)
+    if not (scale >= 0 and scale < math.inf):  # type: ignore[operator]
+        raise ValueError(f"{name}: got {scale}, expected a finite number >= 0")
+
+
+def _check_number(value: object, name: str) -> None:
+    if isinstance(value, (bool, Tensor)) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a host number")
+
+
+def packed_tokens(tokens: Tensor, plan: SelectionPlan | None) -> Tensor:
+    """[T, D] from packed [T, D] or dense [B, N, D] tokens."""
+    check_tensor(tokens, "tokens")
+    if tokens.dtype not in TOKEN_DTYPES:
+        raise TypeError(f"tokens: got {tokens.dtype}, expected float32, bfloat16 or float16")
+    if tokens.dim() not in (2, 3):
+        raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, expected packed [T, D] or dense [B, N, D]")
+    if tokens.stride(-1) != 1 and tokens.shape[-1] > 1 and tokens.numel() > 0:
+        raise ValueError(f"tokens: got a last stride of {tokens.stride(-1)}, expected contiguous rows (.contiguous())")
+    if plan is not None:
+        _check_layout(tokens, "tokens", tokens.dim() == 3, plan)
+    return tokens.reshape(-1, tokens.shape[-1]) if tokens.dim() == 3 else tokens
+
+
+def packed_scores(scores: Tensor, plan: SelectionPlan, name: str = "scores") -> Tensor:
+    """Contiguous float32 [T] from packed [T] or dense [B, N] scores; cast to float32 under autocast."""
+    check_tensor(scores, name)
+    if scores.dim() not in (1, 2):
+        raise ValueError(f"{name}: got shape {tuple(scores.shape)}, expected packed [T] or dense [B, N]")
+    if scores.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(scores.device.type):
+        scores = scores.float()
+    if scores.dtype != torch.float32:
+        raise TypeError(f"{name}: got {scores.dtype}, expected float32 (lower precision makes ties at the threshold)")
+    check_plan(plan)
+    _check_layout(scores, name, scores.dim() == 2, plan)
+    return scores.reshape(-1).contiguous()
+
+
+def _check_layout(value: Tensor, name: str, dense: bool, plan: SelectionPlan) -> None:
+    if dense:
+        batch, length = value.shape[0], value.shape[1]
+        # equal lengths without reading them one by one: the longest times the number is the sum
+        if batch != plan.num_pools or batch * length != plan.total_tokens or (batch and length != plan.max_length):
+            raise ValueError(
+                f"{name}: got shape {tuple(value.shape)}, expected a plan of {batch} pools of {length} tokens each, "
+                f"not of {plan.num_pools} pools with {plan.total_tokens} tokens and at most {plan.max_length}"
+            )
+    elif value.shape[0] != plan.total_tokens:
+        raise ValueError(f"{name}: got {value.shape[0]} rows, expected {plan.total_tokens}, the plan's total_tokens")
+
+
+def check_scorer_weights(tokens: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor) -> None:
+    """Weights [h, D] and biases [h] of one scorer, on the device of the tokens."""
+    width = tokens.shape[-1]
+    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+        check_tensor(weight, name)
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected [h, {width}], the tokens' width")
+    hidden = q_weight.shape[0]
+    if hidden == 0 or k_weight.shape[0] != hidden:
+        raise ValueError(f"k_weight: got {k_weight.shape[0]} rows, expected {hidden} > 0 as in q_weight")
+    for name, bias in (("q_bias", q_bias), ("k_bias", k_bias)):
+        check_tensor(bias, name)
+        if bias.dim() != 1 or bias.shape[0] != hidden:
+            raise ValueError(
+                f"{name}: got shape {tuple(bias.shape)}, expected [{hidden}], one for each row of q_weight"
+            )
+    for name, value in (("q_weight", q_weight), ("q_bias", q_bias), ("k_weight", k_weight), ("k_bias", k_bias)):
+        if value.dtype not in TOKEN_DTYPES:
+            raise TypeError(f"{name}: got {value.dtype}, expected float32, bfloat16 or float16")
+        check_device(value, name, tokens.device)
+
+
+def check_indices(indices: Tensor, tokens: Tensor) -> None:
+    """int64 [K], strictly ascending rows of ``tokens``. The values are read only where that waits for no device."""
+    check_tensor(indices, "indices")
+    if indices.dtype != torch.int64:
+        raise TypeError(f"indices: got {indices.dtype}, expected int64")
+    if indices.dim() != 1:
+        raise ValueError(f"indices: got shape {tuple(indices.shape)}, expected [K]")
+    check_device(indices, "indices", tokens.device)
+    readable = indices.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and not _strictly_ascending_rows(indices, tokens.shape[0]):
+        raise ValueError(
+            f"indices: got values that are not strictly ascending rows in [0, {tokens.shape[0]}), "
+            "expected them as topk_indices returns them"
+        )
+
+
+def _strictly_ascending_rows(indices: Tensor, num_rows: int) -> bool:
+    if indices.numel() == 0:
+        return True
+    return bool(indices[0] >= 0) and bool(indices[-1] < num_rows) and bool((indices[1:] > indices[:-1]).all())

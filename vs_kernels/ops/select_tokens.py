@@ -1,0 +1,101 @@
+"""select_tokens: score, Top-K and gather in one call."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vs_kernels.library import define
+from vs_kernels.ops.checks import check_plan, check_scorer_weights, packed_tokens
+from vs_kernels.plan import SelectionPlan
+from vs_kernels.selection import Selection
+
+
+def select_tokens(
+    tokens: Tensor,  # [T, D] or [B, N, D]
+    q_weight: Tensor,  # [h, D]
+    q_bias: Tensor,  # [h]
+    k_weight: Tensor,  # [h, D]
+    k_bias: Tensor,  # [h]
+    plan: SelectionPlan,
+) -> Selection:
+    """What a selector does in inference: :func:`importance_scores`, :func:`topk_indices`, :func:`gather_tokens`.
+
+    Args:
+        tokens: packed [T, D] or dense [B, N, D]; float32, bfloat16 or float16; contiguous rows, any row stride.
+        q_weight, q_bias, k_weight, k_bias: the scorer, as for :func:`importance_scores`.
+        plan: pools and how many tokens each keeps.
+
+    Returns:
+        :class:`Selection` with ``tokens`` [K, D], ``indices`` [K], ``scores`` in the shape of the tokens without D,
+        and ``plan``; ``probs`` and ``loss`` are None. Kept tokens and scores are differentiable; the choice is not
+        (use :func:`straight_through_gather` to train through it).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
+    """
+    check_plan(plan)
+    rows = packed_tokens(tokens, plan)
+    check_scorer_weights(tokens, q_weight, q_bias, k_weight, k_bias)
+    cu_lengths, cu_ks = plan.cu_lengths(tokens.device), plan.cu_ks(tokens.device)
+    kept, indices, scores, _, _, _ = SelectTokensFunction.apply(
+        rows, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, plan.total_kept
+    )
+    return Selection(kept, indices, scores.view(tokens.shape[:-1]), probs=None, loss=None, plan=plan)
+
+
+class SelectTokensFunction(torch.autograd.Function):
+    """(tokens [T, D], q_weight, q_bias, k_weight, k_bias, cu_lengths [S + 1], cu_ks [S + 1], total_kept) ->
+    kept [K, D], indices [K], scores [T], and the backward's mean tokens, mean keys and directions."""
+
+    @staticmethod
+    def forward(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept):
+        return _op(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        tokens, q_weight, q_bias, k_weight, _, cu_lengths, _, _ = inputs
+        _, indices, _, *parts = output
+        ctx.mark_non_differentiable(indices, *parts)
+        ctx.save_for_backward(indices, tokens, q_weight, q_bias, k_weight, *parts, cu_lengths)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_kept, _, grad_scores, *__):
+        indices, tokens, *scorer = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:5])
+        backward = torch.ops.vs_kernels.importance_scores_backward
+        grads = [
+            grad if want else None
+            for grad, want in zip(backward(grad_scores, tokens, *scorer, wanted), wanted, strict=True)
+        ]
+        if wanted[0]:
+            grads[0] = grads[0] + torch.ops.vs_kernels.gather_tokens_backward(grad_kept, indices, tokens.shape[0])
+        return *grads, None, None, None
+
+
+def _kernel(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept):
+    ops = torch.ops.vs_kernels
+    scores, *parts = ops.importance_scores(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
+    indices = ops.topk_indices(scores, cu_lengths, cu_ks, total_kept)
+    return ops.gather_tokens(tokens, indices), indices, scores, *parts
+
+
+def _fake(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept):
+    num_pools, width, hidden = cu_lengths.shape[0] - 1, tokens.shape[1], q_weight.shape[0]
+    return (
+        tokens.new_empty(total_kept, width),
+        tokens.new_empty(total_kept, dtype=torch.int64),
+        tokens.new_empty(tokens.shape[0], dtype=torch.float32),
+        tokens.new_empty(num_pools, width, dtype=torch.float32),
+        tokens.new_empty(num_pools, hidden, dtype=torch.float32),
+        tokens.new_empty(num_pools, width, dtype=torch.float32),
+    )
+
+
+_op = define(
+    "select_tokens(Tensor tokens, Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias, Tensor cu_lengths, "
+    "Tensor cu_ks, SymInt total_kept) -> (Tensor kept, Tensor indices, Tensor scores, Tensor mean_tokens, "
+    "Tensor mean_keys, Tensor directions)",
+    _kernel,
+    _fake,
+)

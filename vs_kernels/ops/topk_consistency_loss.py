@@ -1,0 +1,91 @@
+"""topk_consistency_loss: pulls the soft Top-K towards its own hard mask."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vs_kernels import reference
+from vs_kernels.library import define
+from vs_kernels.ops.checks import check_temperature, packed_scores
+from vs_kernels.ops.sizes import plan_of
+from vs_kernels.ops.soft_topk import soft_logits, solve
+from vs_kernels.plan import SelectionPlan
+
+
+def topk_consistency_loss(scores: Tensor, plan: SelectionPlan, temperature: float = 1.0) -> Tensor:
+    """Binary cross-entropy of the soft Top-K towards the hard mask (VisionSelector, arXiv 2510.16598).
+
+    ``mean_i(softplus(x_i) - m_i x_i)`` over all tokens of all pools, with ``x`` the logits of :func:`soft_topk` and
+    ``m`` the mask of :func:`topk_mask`, which has no gradient. Pools with k = 0 or k = N add nothing.
+
+    Args:
+        scores: float32, packed [T] or dense [B, N].
+        plan: pools and how many tokens each keeps.
+        temperature: > 0.
+
+    Returns:
+        float32 scalar, >= 0; zero without tokens. The forward makes the gradient as well, in the same pass.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or value.
+    """
+    packed = packed_scores(scores, plan)
+    check_temperature(temperature)
+    cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
+    return TopKConsistencyLossFunction.apply(packed, cu_lengths, cu_ks, temperature)[0]
+
+
+class TopKConsistencyLossFunction(torch.autograd.Function):
+    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], temperature) -> loss [], and its gradient [T]."""
+
+    @staticmethod
+    def forward(scores, cu_lengths, cu_ks, temperature):
+        return _op(scores, cu_lengths, cu_ks, temperature)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, grad_scores = output
+        ctx.mark_non_differentiable(grad_scores)
+        ctx.save_for_backward(grad_scores)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, _):
+        (grad_scores,) = ctx.saved_tensors
+        return grad_loss * grad_scores, None, None, None
+
+
+def _kernel(scores, cu_lengths, cu_ks, temperature):
+    plan = plan_of(cu_lengths, cu_ks)
+    pivots, shifts = solve(scores, plan, temperature)
+    mask = reference.topk_mask(scores, plan)
+    grad = torch.zeros_like(scores)
+    total = scores.new_zeros((), dtype=torch.float64)
+    for pool, (rows, k) in enumerate(reference.pools(plan)):
+        if 0 < k < rows.stop - rows.start:
+            logits = soft_logits(scores[rows], pivots[pool], shifts[pool], temperature)
+            total += F.softplus(torch.where(mask[rows], -logits, logits)).sum(dtype=torch.float64)
+            grad[rows] = _through_threshold(torch.sigmoid(logits) - mask[rows].float(), logits) / temperature
+    return (total / max(plan.total_tokens, 1)).float(), grad / max(plan.total_tokens, 1)
+
+
+def _through_threshold(grad_logits: Tensor, logits: Tensor) -> Tensor:
+    """``g - v sum(g) / V``: the logits of a pool share the threshold, which moves against every score."""
+    slopes = torch.sigmoid(-logits.abs()) * torch.sigmoid(logits.abs())
+    total = slopes.sum()
+    if total == 0:
+        return torch.zeros_like(grad_logits)
+    return grad_logits - slopes * (grad_logits.sum() / total)
+
+
+def _fake(scores, cu_lengths, cu_ks, temperature):
+    return scores.new_empty(()), torch.empty_like(scores)
+
+
+_op = define(
+    "topk_consistency_loss(Tensor scores, Tensor cu_lengths, Tensor cu_ks, float temperature) "
+    "-> (Tensor loss, Tensor grad_scores)",
+    _kernel,
+    _fake,
+)

@@ -1,0 +1,55 @@
+"""topk_mask: which rows a hard Top-K keeps, as a mask."""
+
+import torch
+from torch import Tensor
+
+from vs_kernels import reference
+from vs_kernels.library import define
+from vs_kernels.ops.checks import packed_scores
+from vs_kernels.ops.sizes import plan_of
+from vs_kernels.plan import SelectionPlan
+
+
+def topk_mask(scores: Tensor, plan: SelectionPlan) -> Tensor:
+    """True where :func:`topk_indices` keeps the row.
+
+    Args:
+        scores: float32, packed [T] or dense [B, N].
+        plan: pools and how many tokens each keeps.
+
+    Returns:
+        bool, the shape of ``scores``. Not differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype or shape.
+    """
+    packed = packed_scores(scores, plan)
+    (mask,) = TopKMaskFunction.apply(packed, plan.cu_lengths(scores.device), plan.cu_ks(scores.device))
+    return mask.view(scores.shape)
+
+
+class TopKMaskFunction(torch.autograd.Function):
+    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1]) -> (mask [T],); no gradient."""
+
+    @staticmethod
+    def forward(scores, cu_lengths, cu_ks):
+        return (_op(scores, cu_lengths, cu_ks),)  # torch.compile traces a tuple, not a lone result without gradient
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx, _):
+        return None, None, None
+
+
+def _kernel(scores, cu_lengths, cu_ks):
+    return reference.topk_mask(scores, plan_of(cu_lengths, cu_ks))
+
+
+def _fake(scores, cu_lengths, cu_ks):
+    return scores.new_empty(scores.shape, dtype=torch.bool)
+
+
+_op = define("topk_mask(Tensor scores, Tensor cu_lengths, Tensor cu_ks) -> Tensor", _kernel, _fake)

@@ -1,0 +1,183 @@
+"""The learned scorer and the module that selects tokens with it (VisionSelector, arXiv 2510.16598)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from vs_kernels.ops.importance_scores import importance_scores
+from vs_kernels.ops.select_tokens import select_tokens
+from vs_kernels.ops.soft_topk import soft_topk
+from vs_kernels.ops.straight_through_gather import straight_through_gather
+from vs_kernels.ops.straight_through_mask import straight_through_mask
+from vs_kernels.ops.topk_consistency_loss import topk_consistency_loss
+from vs_kernels.plan import SelectionPlan, check_budget
+from vs_kernels.selection import Selection
+
+TRAIN_MODES = ("soft", "straight_through_gather", "straight_through_mask")
+POOLS = ("image", "call")
+
+
+class ImportanceScorer(nn.Module):
+    """Two linear maps whose product scores a token against the mean of its pool; see :func:`importance_scores`.
+
+    Args:
+        in_features: width D of the visual tokens, the hidden size of the language model.
+        hidden_features: width h of queries and keys; D // 2 as published.
+
+    Weights start as published, N(0, 1e-4) with zero biases: fresh scores are tiny and the soft Top-K starts flat.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int | None = None):
+        super().__init__()
+        self.in_features = in_features
+        self.hidden_features = in_features // 2 if hidden_features is None else hidden_features
+        for name, value in (("in_features", in_features), ("hidden_features", self.hidden_features)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, expected an integer >= 1")
+        self.q_proj = nn.Linear(self.in_features, self.hidden_features)
+        self.k_proj = nn.Linear(self.in_features, self.hidden_features)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for projection in (self.q_proj, self.k_proj):
+            nn.init.normal_(projection.weight, std=1e-4)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, tokens: Tensor, plan: SelectionPlan | None = None) -> Tensor:
+        """Scores, float32 [T] or [B, N], of tokens [T, D] or [B, N, D]."""
+        return importance_scores(tokens, *self.weights(), plan)
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q_weight [h, D], q_bias [h], k_weight [h, D], k_bias [h]: the order of the operators."""
+        return self.q_proj.weight, self.q_proj.bias, self.k_proj.weight, self.k_proj.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, hidden_features={self.hidden_features}"
+
+
+class VisionTokenSelector(nn.Module):
+    """Keeps a budget of the visual tokens.
+
+    ``.eval()`` drops the other tokens. ``.train()`` makes the choice differentiable, by ``train_mode``:
+
+    - ``"soft"``: all tokens stay, each times its soft Top-K probability (as published);
+    - ``"straight_through_gather"``: the others are dropped, as in inference; the gradient is the soft one;
+    - ``"straight_through_mask"``: the others stay, times ``dropped_scale``; the gradient is the soft one.
+
+    Args:
+        scorer: scores the tokens.
+        budget: retention budget, the share of tokens kept, in (0, 1].
+        train_mode: what ``.train()`` does.
+        pool: ``"image"``: every image has its own budget; ``"call"``: all images of a call share one (as published).
+        temperature: of the soft Top-K, > 0.
+        dropped_scale: factor of dropped tokens in ``"straight_through_mask"``, >= 0; 0 upsets pre-norm models.
+
+    Raises:
+        ValueError: an unknown mode or pool, a budget outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        scorer: ImportanceScorer,
+        budget: float = 0.2,
+        train_mode: str = "soft",
+        pool: str = "image",
+        *,
+        temperature: float = 1.0,
+        dropped_scale: float = 0.1,
+    ):
+        super().__init__()
+        check_budget(budget)
+        if train_mode not in TRAIN_MODES:
+            raise ValueError(f"train_mode: got {train_mode!r}, expected one of {TRAIN_MODES}")
+        if pool not in POOLS:
+            raise ValueError(f"pool: got {pool!r}, expected one of {POOLS}")
+        self.scorer = scorer
+        self.budget = budget
+        self.train_mode = train_mode
+        self.pool = pool
+        self.temperature = temperature
+        self.dropped_scale = dropped_scale
+
+    def plan(self, lengths: Sequence[int], budget: float | None = None) -> SelectionPlan:
+        """The plan for images of ``lengths`` tokens: one pool each, or one of all, as ``pool`` says."""
+        budget = self.budget if budget is None else budget
+        return SelectionPlan.from_budget([sum(lengths)] if self.pool == "call" else lengths, budget)
+
+    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, budget: float | None = None) -> Selection:
+        """Select among the tokens of one or several images.
+
+        Args:
+            tokens: packed [T, D] or dense [B, N, D]; float32, bfloat16 or float16.
+            lengths: tokens per image, host integers that sum to T; without it [T, D] is one image and
+                [B, N, D] is B images.
+            budget: another budget than the module's for this call.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
+        """
+        if not isinstance(tokens, Tensor) or tokens.dim() not in (2, 3) or tokens.shape[-1] != self.scorer.in_features:
+            got = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            width = self.scorer.in_features
+            raise ValueError(f"tokens: got {got}, expected a tensor [T, {width}] or [B, N, {width}]")
+        if lengths is None:
+            lengths = [tokens.shape[0]] if tokens.dim() == 2 else [tokens.shape[1]] * tokens.shape[0]
+        elif tokens.dim() == 3:
+            raise ValueError("lengths: got it with dense tokens [B, N, D], expected it only with packed tokens [T, D]")
+        plan = self.plan(lengths, budget)
+        rows = tokens.flatten(0, -2)
+        selection = self._train(rows, plan) if self.training else select_tokens(rows, *self.scorer.weights(), plan)
+        if tokens.dim() == 2:
+            return selection
+        return selection._replace(
+            tokens=selection.tokens if selection.indices is not None else selection.tokens.view(tokens.shape),
+            scores=selection.scores.view(tokens.shape[:-1]),
+            probs=None if selection.probs is None else selection.probs.view(tokens.shape[:-1]),
+        )
+
+    def _train(self, tokens: Tensor, plan: SelectionPlan) -> Selection:
+        scores = self.scorer(tokens, plan)
+        loss = topk_consistency_loss(scores, plan, self.temperature)
+        indices = probs = None
+        if self.train_mode == "soft":
+            probs, _ = soft_topk(scores, plan, self.temperature)
+            kept = tokens * probs[:, None].to(tokens.dtype)
+        elif self.train_mode == "straight_through_gather":
+            kept, indices = straight_through_gather(tokens, scores, plan, self.temperature)
+        else:
+            kept = straight_through_mask(tokens, scores, plan, self.temperature, dropped_scale=self.dropped_scale)
+        return Selection(kept, indices, scores, probs, loss, plan)
+
+    def config(self) -> dict[str, int | float | str]:
+        """The arguments that rebuild this module, with the scorer's sizes."""
+        return {
+            "in_features": self.scorer.in_features,
+            "hidden_features": self.scorer.hidden_features,
+            "budget": self.budget,
+            "train_mode": self.train_mode,
+            "pool": self.pool,
+            "temperature": self.temperature,
+            "dropped_scale": self.dropped_scale,
+        }
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``directory``, made if absent."""
+        from vs_kernels import checkpoints
+
+        checkpoints.save(self, directory)
+
+    @classmethod
+    def from_pretrained(cls, directory_or_hub_id: str | Path) -> "VisionTokenSelector":
+        """The selector saved in a directory or in a repository of the Hugging Face hub, in eval mode on the CPU.
+
+        Raises:
+            FileNotFoundError: no such directory, or a file is missing in it.
+            ValueError: the config or a tensor does not fit; the message names it.
+        """
+        from vs_kernels import checkpoints
+
+        return checkpoints.load(directory_or_hub_id)
+
+    def extra_repr(self) -> str:
+        return f"budget={self.budget}, train_mode={self.train_mode!r}, pool={self.pool!r}"
