@@ -26,17 +26,23 @@ def test_the_collapse_is_the_definition() -> None:
     torch.testing.assert_close(collapsed, reference.importance_scores(tokens, *weights, plan), rtol=1e-12, atol=1e-12)
 
 
-def test_long_video_against_the_definition(backend: str) -> None:
-    """N = 16,384, D = 3,584, h = 1,792; the N x N definition in float64 for some of its rows."""
+@pytest.fixture(scope="module")
+def long_video() -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+    """Tokens and weights with N = 16,384, D = 3,584, h = 1,792; some rows; their scores by the N x N definition in
+    float64."""
+    torch.manual_seed(0)
     n, width, hidden = 16384, 3584, 1792
-    tokens = torch.randn(n, width)
-    weights = scorer_weights(width, hidden)
-    scores = vk.importance_scores(tokens, *weights)
+    tokens, weights = torch.randn(n, width), scorer_weights(width, hidden)
     q_weight, q_bias, k_weight, k_bias = (weight.double() for weight in weights)
     keys = torch.cat([chunk.double() @ k_weight.T + k_bias for chunk in tokens.split(4096)])
     rows = torch.randperm(n)[:200]
     queries = tokens[rows].double() @ q_weight.T + q_bias
-    truth = (queries @ keys.T).mean(dim=1) / math.sqrt(hidden)
+    return tokens, weights, rows, (queries @ keys.T).mean(dim=1) / math.sqrt(hidden)
+
+
+def test_long_video_against_the_definition(backend: str, long_video) -> None:
+    tokens, weights, rows, truth = long_video
+    scores = vk.importance_scores(tokens, *weights)
     assert (scores[rows] - truth).abs().max() <= 1e-6 * truth.abs().max()
 
 
@@ -58,16 +64,26 @@ def test_memory_beyond_the_tokens_is_small() -> None:
     assert int(run.stdout) <= 16 * 1024
 
 
-def test_query_bias_gets_exactly_no_gradient_through_soft_topk(backend: str) -> None:
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("length", [10, 300, 5000])
+def test_query_bias_gets_exactly_no_gradient_through_soft_topk(backend: str, length: int, temperature: float) -> None:
     """Its term is the same for all tokens of a pool, and the threshold takes it up."""
     scorer = vk.ImportanceScorer(64)
     torch.nn.init.normal_(scorer.q_proj.weight, std=0.1)
     torch.nn.init.normal_(scorer.k_proj.weight, std=0.1)
-    plan = SelectionPlan([300, 80], [60, 16])
-    probs, _ = vk.soft_topk(scorer(torch.randn(380, 64), plan), plan)
-    probs.square().sum().backward()
+    plan = SelectionPlan.from_budget([length, 80], 0.2)
+    probs, _ = vk.soft_topk(scorer(torch.randn(length + 80, 64), plan), plan, temperature)
+    (probs.square().sum() + vk.topk_consistency_loss(scorer(torch.randn(length + 80, 64), plan), plan)).backward()
     assert scorer.q_proj.weight.grad.abs().max() > 0
-    assert scorer.q_proj.bias.grad.abs().max() <= 1e-6 * scorer.k_proj.bias.grad.abs().max()
+    assert torch.equal(scorer.q_proj.bias.grad, torch.zeros(32))
+
+
+def test_query_bias_gets_the_sum_of_other_gradients(backend: str) -> None:
+    tokens, (q_weight, q_bias, k_weight, k_bias) = torch.randn(200, 16), scorer_weights(16, 8)
+    q_bias.requires_grad_()
+    vk.importance_scores(tokens, q_weight, q_bias, k_weight, k_bias).sum().backward()
+    key = k_weight @ tokens.mean(dim=0) + k_bias
+    torch.testing.assert_close(q_bias.grad, 200 * key / math.sqrt(8))
 
 
 def test_only_wanted_gradients_are_made(backend: str) -> None:

@@ -96,10 +96,7 @@ def test_runs_are_bit_identical_for_any_number_of_threads(backend: str, name: st
         SelectionPlan([5000, 40, 300], [1000, 8, 300]), width=40, hidden=20, dtype=torch.float32
     )
     threads = torch.get_num_threads()
-    if backend == "pytorch":
-        counts = (threads, threads)
-    else:
-        counts = (1, 2, 3, 2)
+    counts = (threads, threads) if backend == "pytorch" else (1, 2, 3, 2)
     try:
         runs = []
         for count in counts:

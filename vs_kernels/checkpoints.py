@@ -28,6 +28,7 @@ def save(selector: VisionTokenSelector, directory: str | Path) -> None:
 
 def load(directory_or_hub_id: str | Path) -> VisionTokenSelector:
     """The selector of a directory or hub repository, in eval mode, on the CPU, in the dtype it was saved in."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     directory = _local_directory(directory_or_hub_id)
@@ -37,7 +38,10 @@ def load(directory_or_hub_id: str | Path) -> VisionTokenSelector:
                 f"{directory}: no {name} there; expected what VisionTokenSelector.save_pretrained writes"
             )
     selector = _from_config(directory / CONFIG)
-    tensors = load_file(directory / WEIGHTS)
+    try:
+        tensors = load_file(directory / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{directory / WEIGHTS}: not a safetensors file: {error}") from error
     expected = selector.state_dict()
     for name, tensor in expected.items():
         if name not in tensors:

@@ -82,10 +82,10 @@ class SelectionPlan:
             raise ValueError(f"rounding: got {rounding!r}, expected one of {sorted(ROUNDINGS)}")
         if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 0:
             raise ValueError(f"minimum: got {minimum!r}, expected an integer >= 0")
-        budgets = list(budget) if isinstance(budget, (list, tuple)) else [budget] * len(lengths)
+        budgets = budget if isinstance(budget, (list, tuple)) else [budget] * len(lengths)
         if len(budgets) != len(lengths):
             raise ValueError(f"budget: got {len(budgets)} entries, expected {len(lengths)}, one for each pool")
-        for share in budgets or [budget]:
+        for share in budgets:
             check_budget(share)
         rounded = (ROUNDINGS[rounding](length * share) for length, share in zip(lengths, budgets, strict=True))
         return cls(lengths, [min(length, max(minimum, k)) for length, k in zip(lengths, rounded, strict=True)])

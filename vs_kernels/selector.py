@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from vs_kernels.ops.checks import check_scale, check_temperature
 from vs_kernels.ops.importance_scores import importance_scores
 from vs_kernels.ops.select_tokens import select_tokens
 from vs_kernels.ops.soft_topk import soft_topk
@@ -93,6 +94,8 @@ class VisionTokenSelector(nn.Module):
             raise ValueError(f"train_mode: got {train_mode!r}, expected one of {TRAIN_MODES}")
         if pool not in POOLS:
             raise ValueError(f"pool: got {pool!r}, expected one of {POOLS}")
+        check_temperature(temperature)
+        check_scale(dropped_scale, "dropped_scale")
         self.scorer = scorer
         self.budget = budget
         self.train_mode = train_mode

@@ -12,7 +12,7 @@
 
 namespace vs_kernels {
 
-// Below this many tokens a pool is one thread's work.
+// Below this many scores a pool is one thread's work.
 constexpr int64_t kLargePool = 16384;
 
 inline int64_t num_parts(int64_t n, int64_t part) { return (n + part - 1) / part; }
@@ -25,22 +25,26 @@ void for_each_part(int64_t n, int64_t part, const F& f) {
   });
 }
 
-// f(pool) for each pool: small ones side by side, large ones one by one with all threads inside.
+// work() on at most `workers` threads at a time, until each has returned.
 template <class F>
-void for_each_pool(const PoolSums& lengths, const F& f) {
-  std::atomic<int64_t> next{0};
-  const int64_t worthwhile = std::max<int64_t>(1, num_parts(lengths.total(), kLargePool));
+void on_threads(int64_t workers, const F& work) {
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t workers = std::min({lengths.count(), worthwhile, threads});
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
-    for (; first < last; ++first) {
-      for (int64_t pool; (pool = next.fetch_add(1, std::memory_order_relaxed)) < lengths.count();) {
-        if (lengths.length(pool) < kLargePool) f(pool);
-      }
+  torch::stable::parallel_for(0, std::min(workers, threads), 1, [&](int64_t first, int64_t last) {
+    for (; first < last; ++first) work();
+  });
+}
+
+// f(pool) for each pool: those below `large` tokens side by side, the others one by one with all threads inside.
+template <class F>
+void for_each_pool(const PoolSums& lengths, int64_t large, const F& f) {
+  std::atomic<int64_t> next{0};
+  on_threads(std::min(lengths.count(), std::max<int64_t>(1, num_parts(lengths.total(), large))), [&] {
+    for (int64_t pool; (pool = next.fetch_add(1, std::memory_order_relaxed)) < lengths.count();) {
+      if (lengths.length(pool) < large) f(pool);
     }
   });
   for (int64_t pool = 0; pool < lengths.count(); ++pool) {
-    if (lengths.length(pool) >= kLargePool) f(pool);
+    if (lengths.length(pool) >= large) f(pool);
   }
 }
 

@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // floa
   float* threshold = data<float>(thresholds);
   float* pivot = data<float>(pivots);
   float* shift = data<float>(shifts);
-  for_each_pool(lengths, [&](int64_t pool) {
+  for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
     if (k == 0 || k == n) {
       std::fill_n(prob + row, n, k == 0 ? 0.0f : 1.0f);
@@ -74,17 +74,14 @@ Tensor soft_topk_backward(Tensor grad_probs,       // float32 [T]
   const float* pivot = const_data<float>(pivots);
   const float* shift = const_data<float>(shifts);
   float* grad = data<float>(grad_scores);
-  for_each_pool(lengths, [&](int64_t pool) {
+  for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool);
     const SoftScale scale = {pivot[pool], inverse, shift[pool]};
-    SoftSums sums = {0.0, 0.0};
-    if (std::isfinite(scale.shift)) sums = soft_backward_sums(score + row, grad_prob + row, n, scale);
-    if (sums.slope == 0.0) {
+    const SoftGradient gradient = soft_gradient(score + row, grad_prob + row, n, scale, grad_threshold[pool]);
+    if (gradient.inverse_slope == 0.0f) {
       std::fill_n(grad + row, n, 0.0f);
       return;
     }
-    const SoftGradient gradient = {static_cast<float>(sums.value / sums.slope), static_cast<float>(1.0 / sums.slope),
-                                   grad_threshold[pool]};
     for_each_part(n, kPartTokens, [&](int64_t, int64_t begin, int64_t end) {
       simd().soft_backward(score + row + begin, grad_prob + row + begin, end - begin, scale, gradient,
                            grad + row + begin);

@@ -83,10 +83,21 @@ SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, uint32_t kt
   return scale;
 }
 
-SoftSums soft_backward_sums(const float* scores, const float* grad_probs, int64_t n, SoftScale scale) {
-  return sum_parts(n, [&](int64_t begin, int64_t count) {
-    return simd().soft_backward_sums(scores + begin, grad_probs + begin, count, scale);
-  });
+SoftGradient soft_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
+                           float grad_threshold) {
+  if (!std::isfinite(scale.shift)) return {};
+  const auto sums_around = [&](float centre) {
+    return sum_parts(n, [&](int64_t begin, int64_t count) {
+      return simd().soft_backward_sums(scores + begin, grad_probs + begin, count, scale, centre);
+    });
+  };
+  const SoftSums sums = sums_around(0.0f);
+  if (sums.slope == 0.0) return {};
+  // The gradients of a pool add up to zero. Around the mean the terms are as small as the result, so that this holds
+  // to the rounding of the result, also where g varies little.
+  const float mean = static_cast<float>(sums.value / sums.slope);
+  const float rest = static_cast<float>(sums_around(mean).value / sums.slope);
+  return {mean, rest, static_cast<float>(1.0 / sums.slope), grad_threshold};
 }
 
 }  // namespace vs_kernels

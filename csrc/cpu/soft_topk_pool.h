@@ -17,7 +17,8 @@ float inverse_temperature(double temperature);
 SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, uint32_t kth_key, KeyRange range,
                           float inverse_temperature, float* probs);
 
-// Over the whole pool, in parts added in order.
-SoftSums soft_backward_sums(const float* scores, const float* grad_probs, int64_t n, SoftScale scale);
+// The part of the Jacobian that the whole pool shares; inverse_slope is 0 where no probability can move.
+SoftGradient soft_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
+                           float grad_threshold);
 
 }  // namespace vs_kernels

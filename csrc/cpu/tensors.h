@@ -29,6 +29,12 @@ inline Tensor new_float(std::initializer_list<int64_t> sizes) { return new_tenso
 inline Tensor new_int64(std::initializer_list<int64_t> sizes) { return new_tensor(sizes, aoti_torch_dtype_int64()); }
 inline Tensor new_bool(std::initializer_list<int64_t> sizes) { return new_tensor(sizes, aoti_torch_dtype_bool()); }
 
+inline int32_t dtype_of(const Tensor& tensor) {
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
 template <class T>
 T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
@@ -50,6 +56,14 @@ inline Tensor float_vector(const Tensor& tensor, const char* name, int64_t lengt
   STD_TORCH_CHECK(tensor.dim() == 1, name, ": got ", tensor.dim(), " dimensions, expected 1");
   STD_TORCH_CHECK(length < 0 || tensor.size(0) == length, name, ": got ", tensor.size(0), " entries, expected ",
                   length);
+  return packed(tensor);
+}
+
+// A float32 matrix on the CPU.
+inline Tensor float_matrix(const Tensor& tensor, const char* name, int64_t rows, int64_t columns) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float && tensor.dim() == 2 &&
+                      tensor.size(0) == rows && tensor.size(1) == columns,
+                  name, ": expected float32 [", rows, ", ", columns, "] on the CPU");
   return packed(tensor);
 }
 

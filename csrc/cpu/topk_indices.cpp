@@ -22,7 +22,7 @@ Tensor topk_indices(Tensor scores,      // float32 [T]
   Tensor indices = new_int64({total_kept});
   const float* score = const_data<float>(scores);
   int64_t* index = data<int64_t>(indices);
-  for_each_pool(lengths, [&](int64_t pool) {
+  for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
     if (k == 0) return;
     write_indices(score + row, n, find_topk(score + row, n, k), row, index + ks.begin(pool));
@@ -40,7 +40,7 @@ Tensor topk_mask(Tensor scores,      // float32 [T]
   Tensor mask = new_bool({scores.numel()});
   const float* score = const_data<float>(scores);
   uint8_t* kept = data<uint8_t>(mask);
-  for_each_pool(lengths, [&](int64_t pool) {
+  for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
     if (k == 0) {
       std::fill_n(kept + row, n, uint8_t{0});

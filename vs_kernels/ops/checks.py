@@ -55,6 +55,7 @@ def packed_tokens(tokens: Tensor, plan: SelectionPlan | None) -> Tensor:
     if tokens.stride(-1) != 1 and tokens.shape[-1] > 1 and tokens.numel() > 0:
         raise ValueError(f"tokens: got a last stride of {tokens.stride(-1)}, expected contiguous rows (.contiguous())")
     if plan is not None:
+        check_plan(plan)
         _check_layout(tokens, "tokens", tokens.dim() == 3, plan)
     return tokens.reshape(-1, tokens.shape[-1]) if tokens.dim() == 3 else tokens
 
@@ -71,6 +72,19 @@ def packed_scores(scores: Tensor, plan: SelectionPlan, name: str = "scores") -> 
     check_plan(plan)
     _check_layout(scores, name, scores.dim() == 2, plan)
     return scores.reshape(-1).contiguous()
+
+
+def packed_straight_through(
+    tokens: Tensor, scores: Tensor, selection_scores: Tensor | None, plan: SelectionPlan
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Packed tokens, scores and, without gradient, the scores to rank by instead."""
+    rows, packed = packed_tokens(tokens, plan), packed_scores(scores, plan)
+    check_device(scores, "scores", tokens.device)
+    if selection_scores is None:
+        return rows, packed, None
+    ranking = packed_scores(selection_scores, plan, "selection_scores").detach()
+    check_device(selection_scores, "selection_scores", tokens.device)
+    return rows, packed, ranking
 
 
 def _check_layout(value: Tensor, name: str, dense: bool, plan: SelectionPlan) -> None:

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.checks import check_plan, check_scorer_weights, packed_tokens
+from vs_kernels.ops.checks import check_scorer_weights, packed_tokens
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.plan import SelectionPlan
 
@@ -39,8 +39,6 @@ def importance_scores(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
     """
-    if plan is not None:
-        check_plan(plan)
     rows = packed_tokens(tokens, plan)
     check_scorer_weights(tokens, q_weight, q_bias, k_weight, k_bias)
     if plan is not None:

@@ -87,8 +87,10 @@ def soft_jacobian(
     total = slopes.sum()
     if total == 0:
         return torch.zeros_like(grad_probs)
-    mean = (slopes * grad_probs).sum() / total
-    return slopes * ((grad_probs - mean) / temperature - grad_threshold / total)
+    # twice, so that the gradients of a pool add up to zero also where the incoming ones vary little
+    centred = grad_probs - (slopes * grad_probs).sum() / total
+    centred -= (slopes * centred).sum() / total
+    return slopes * (centred / temperature - grad_threshold / total)
 
 
 def _kernel(scores, cu_lengths, cu_ks, temperature):

@@ -6,7 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.checks import check_device, check_scale, check_temperature, packed_scores, packed_tokens
+from vs_kernels.ops.checks import check_scale, check_temperature, packed_straight_through
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import soft_jacobian, soft_logits, solve
 from vs_kernels.plan import SelectionPlan
@@ -40,17 +40,12 @@ def straight_through_gather(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
     """
-    rows = packed_tokens(tokens, plan)
-    packed = packed_scores(scores, plan)
-    check_device(scores, "scores", tokens.device)
-    if selection_scores is not None:
-        check_device(selection_scores, "selection_scores", tokens.device)
-        selection_scores = packed_scores(selection_scores, plan, "selection_scores").detach()
+    rows, packed, ranking = packed_straight_through(tokens, scores, selection_scores, plan)
     check_temperature(temperature)
     check_scale(scale, "scale")
     cu_lengths, cu_ks = plan.cu_lengths(tokens.device), plan.cu_ks(tokens.device)
     kept, indices, _, _ = StraightThroughGatherFunction.apply(
-        rows, packed, selection_scores, cu_lengths, cu_ks, plan.total_kept, temperature, scale
+        rows, packed, ranking, cu_lengths, cu_ks, plan.total_kept, temperature, scale
     )
     return kept, indices
 

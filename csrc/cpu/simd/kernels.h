@@ -18,7 +18,7 @@ struct SoftScale {
   float shift;
 };
 
-// Sums over some tokens: of p, or of v g; and of v = p (1 - p), the slope of the sigmoid.
+// Sums over some tokens: of p, or of v (g - centre); and of v = p (1 - p), the slope of the sigmoid.
 struct SoftSums {
   double value;
   double slope;
@@ -26,10 +26,33 @@ struct SoftSums {
 
 // What the gradients of a pool's scores need beside v and g.
 struct SoftGradient {
-  float mean;            // sum(v g) / sum(v)
+  float mean;            // sum(v g) / sum(v), rounded
+  float mean_rest;       // what the rounding took from it
   float inverse_slope;   // 1 / sum(v)
   float grad_threshold;  // gradient of the pool's threshold
 };
+
+// Loops over rows of one number format. Rows lie `stride` entries apart; vectors and sums are float32, packed.
+struct RowKernels {
+  // sums[p] = sum over the rows of weights[p][row] * row, for p < count. Null weights are ones, for one sum.
+  void (*weighted_sums)(const void* rows, int64_t stride, int64_t n, int64_t columns, const float* weights,
+                        int64_t weights_stride, int64_t count, float* sums);
+  // dots[p][row] = <rows[row], vectors[p]>, for p < count
+  void (*row_dots)(const void* rows, int64_t stride, int64_t n, int64_t columns, const float* vectors, int64_t count,
+                   float* dots, int64_t dots_stride);
+  // out[row] = sum over p < count of factors[p][row] * vectors[p], packed rows
+  void (*outer_sum)(const float* factors, int64_t factors_stride, const float* vectors, int64_t count, int64_t n,
+                    int64_t columns, void* out);
+  // out = factor * direction + offset
+  void (*affine_row)(const float* direction, float factor, const float* offset, int64_t columns, void* out);
+  // out = factor * row
+  void (*scale_row)(const void* row, int64_t columns, float factor, void* out);
+  // Returns <grad, token>; out = factor * grad where out is not null.
+  float (*scale_and_dot)(const void* grad, const void* token, int64_t columns, float factor, void* out);
+};
+
+// Indices of SimdKernels::rows.
+enum RowFormat { kFloat32Rows, kBFloat16Rows, kFloat16Rows };
 
 struct SimdKernels {
   // Order-preserving keys of n scores, n >= 1.
@@ -44,11 +67,14 @@ struct SimdKernels {
 
   // Sums of p and v; writes p where probs is not null.
   SoftSums (*soft_probs)(const float* scores, int64_t n, SoftScale scale, float* probs);
-  // Sums of v g and v.
-  SoftSums (*soft_backward_sums)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale);
+  // Sums of v (g - centre) and v.
+  SoftSums (*soft_backward_sums)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
+                                 float centre);
   // grad_scores = v (g - mean) / temperature - grad_threshold v / sum(v), 0 where the score is not finite.
   void (*soft_backward)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
                         SoftGradient gradient, float* grad_scores);
+
+  RowKernels rows[3];
 };
 
 extern const SimdKernels baseline_kernels;

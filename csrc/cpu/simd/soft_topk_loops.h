@@ -38,7 +38,7 @@ SoftSums soft_probs(const float* scores, int64_t n, SoftScale scale, float* prob
 }
 
 SoftSums soft_backward_sums(const float* __restrict scores, const float* __restrict grad_probs, int64_t n,
-                            SoftScale scale) {
+                            SoftScale scale, float centre) {
   SoftSums sums = {0.0, 0.0};
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
@@ -46,7 +46,7 @@ SoftSums soft_backward_sums(const float* __restrict scores, const float* __restr
 #pragma omp simd reduction(+ : value, slope)
     for (int64_t i = begin; i < end; ++i) {
       const float v = soft_prob(scores[i], scale).slope;
-      value += v * grad_probs[i];
+      value += v * (grad_probs[i] - centre);
       slope += v;
     }
     sums.value += value;
@@ -61,7 +61,7 @@ void soft_backward(const float* __restrict scores, const float* __restrict grad_
   for (int64_t i = 0; i < n; ++i) {
     const float v = soft_prob(scores[i], scale).slope;
     // v comes first in each product: where it is 0, so is the result, however large the other factors are.
-    const float grad = v * scale.inverse_temperature * (grad_probs[i] - gradient.mean) -
+    const float grad = v * scale.inverse_temperature * (grad_probs[i] - gradient.mean - gradient.mean_rest) -
                        v * gradient.inverse_slope * gradient.grad_threshold;
     grad_scores[i] = is_finite(scores[i]) ? grad : 0.0f;
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "compress.h"
+#include "rows_loops.h"
 #include "soft_topk_loops.h"
 #include "topk_loops.h"
 
@@ -11,8 +12,15 @@ namespace vs_kernels {
 namespace {
 
 constexpr SimdKernels kTable = {
-    score_keys, count_equal, mark_at_least,      keep_bucket,
-    marked_rows, soft_probs,  soft_backward_sums, soft_backward,
+    score_keys,
+    count_equal,
+    mark_at_least,
+    keep_bucket,
+    marked_rows,
+    soft_probs,
+    soft_backward_sums,
+    soft_backward,
+    {kRowKernels<float>, kRowKernels<BFloat16>, kRowKernels<Float16>},
 };
 
 }  // namespace

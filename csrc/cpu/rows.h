@@ -1,0 +1,56 @@
+// A matrix of tokens or weights, and the inner loops of its number format.
+#pragma once
+
+#include "isa.h"
+#include "tensors.h"
+
+namespace vs_kernels {
+
+struct Rows {
+  Tensor tensor;  // keeps the memory alive
+  const char* data;
+  int64_t count;
+  int64_t columns;
+  int64_t stride;  // entries from row to row
+  int64_t entry_bytes;
+  const RowKernels* kernels;
+
+  const void* row(int64_t i) const { return data + i * stride * entry_bytes; }
+  int64_t row_bytes() const { return columns * entry_bytes; }
+};
+
+inline const RowKernels& row_kernels(const Tensor& tensor, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, name,
+                  ": expected float32, bfloat16 or float16");
+  return simd().rows[type == ScalarType::Float ? kFloat32Rows : type == ScalarType::Half ? kFloat16Rows
+                                                                                         : kBFloat16Rows];
+}
+
+// A float matrix on the CPU, of a given width unless that is negative. Rows may lie anywhere, entries in a line.
+inline Rows float_rows(const Tensor& matrix, const char* name, int64_t columns = -1) {
+  STD_TORCH_CHECK(matrix.is_cpu(), name, ": expected a tensor on the CPU");
+  STD_TORCH_CHECK(matrix.dim() == 2, name, ": got ", matrix.dim(), " dimensions, expected 2");
+  STD_TORCH_CHECK(columns < 0 || matrix.size(1) == columns, name, ": got ", matrix.size(1), " columns, expected ",
+                  columns);
+  const RowKernels& kernels = row_kernels(matrix, name);
+  const Tensor rows = matrix.stride(1) == 1 ? matrix : packed(matrix);
+  return {rows,           static_cast<const char*>(rows.const_data_ptr()),    rows.size(0), rows.size(1),
+          rows.stride(0), static_cast<int64_t>(rows.element_size()), &kernels};
+}
+
+// Rows of the same number format, as written by the inner loops.
+inline Rows float_rows_like(const Rows& like, const Tensor& matrix, const char* name) {
+  Rows rows = float_rows(matrix, name, like.columns);
+  STD_TORCH_CHECK(rows.kernels == like.kernels, name, ": expected the dtype of the tokens");
+  return rows;
+}
+
+inline Tensor new_rows(const Rows& like, int64_t count) {
+  return new_tensor({count, like.columns}, dtype_of(like.tensor));
+}
+
+// Rows that make a thread's share worth its start.
+inline int64_t rows_per_part(const Rows& rows) { return std::max<int64_t>(1, 65536 / (rows.row_bytes() + 1)); }
+
+}  // namespace vs_kernels
