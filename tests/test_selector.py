@@ -28,6 +28,14 @@ def test_eval_drops_tokens() -> None:
     assert selection.probs is None and selection.loss is None
 
 
+def test_kept_tokens_alone_give_the_scorer_no_gradient() -> None:
+    selector, tokens = make().eval(), torch.randn(60, 32, requires_grad=True)
+    selection = selector(tokens)
+    selection.tokens.sum().backward()
+    assert torch.equal(tokens.grad, vk.topk_mask(selection.scores, selection.plan)[:, None].expand(60, 32).float())
+    assert all(parameter.grad is None for parameter in selector.parameters())
+
+
 def test_dense_images_are_separate_pools() -> None:
     selector, tokens = make().eval(), torch.randn(3, 20, 32)
     selection = selector(tokens)

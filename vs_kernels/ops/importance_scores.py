@@ -128,7 +128,7 @@ def _backward_kernel(
         if wants_q_weight:
             grads[1].addr_(key, weighted)
         if wants_keys:
-            grad_key = reference.dots(q_weight, weighted) + total * q_bias
+            grad_key = reference.dots(q_weight, weighted) + total * q_bias.float()
         if wants_k_weight:
             grads[3].addr_(grad_key, mean_tokens[pool])
         if wants_k_bias:

@@ -56,6 +56,7 @@ class SelectTokensFunction(torch.autograd.Function):
         tokens, q_weight, q_bias, k_weight, _, cu_lengths, _, _ = inputs
         _, indices, _, *parts = output
         ctx.mark_non_differentiable(indices, *parts)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(indices, tokens, q_weight, q_bias, k_weight, *parts, cu_lengths)
 
     @staticmethod
@@ -63,13 +64,13 @@ class SelectTokensFunction(torch.autograd.Function):
     def backward(ctx, grad_kept, _, grad_scores, *__):
         indices, tokens, *scorer = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:5])
-        backward = torch.ops.vs_kernels.importance_scores_backward
-        grads = [
-            grad if want else None
-            for grad, want in zip(backward(grad_scores, tokens, *scorer, wanted), wanted, strict=True)
-        ]
-        if wanted[0]:
-            grads[0] = grads[0] + torch.ops.vs_kernels.gather_tokens_backward(grad_kept, indices, tokens.shape[0])
+        grads: list[Tensor | None] = [None] * 5
+        if grad_scores is not None:
+            found = torch.ops.vs_kernels.importance_scores_backward(grad_scores, tokens, *scorer, wanted)
+            grads = [grad if want else None for grad, want in zip(found, wanted, strict=True)]
+        if grad_kept is not None and wanted[0]:
+            scattered = torch.ops.vs_kernels.gather_tokens_backward(grad_kept, indices, tokens.shape[0])
+            grads[0] = scattered if grads[0] is None else grads[0] + scattered
         return *grads, None, None, None
 
 

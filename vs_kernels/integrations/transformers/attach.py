@@ -33,7 +33,8 @@ def attach_selector(
       the left; ``handle.last_prompt.columns`` says which columns of the full prompt they are. Decoding steps on its
       cache go on as if it held the full prompt: they take the attention mask of the full prompt and all tokens
       after it, or none.
-    - ``mm_token_type_ids`` may be left out. ``mm_encoder_outputs``, features of the caller, are not selected from.
+    - ``mm_token_type_ids`` may be left out; ``attention_mask`` None means that nothing is padding. Nothing is selected
+      from ``mm_encoder_outputs``, features of the caller.
     - ``selector.train()`` makes the selection differentiable, as its ``train_mode`` says. ``handle.loss`` is not
       added to the loss of the model.
 
@@ -117,6 +118,10 @@ class SelectorHandle:
         for name, method in self._replaced.items():
             setattr(self.model, name, method)
         self._family.rope_deltas = self._rope_deltas
+
+    def selects_from(self, inputs: dict[str, Any]) -> bool:
+        """Whether arguments of ``forward`` have pixels."""
+        return any(inputs.get(name) is not None for name in self._family.pixels)
 
     def select(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of ``forward`` after selection, from arguments with pixels; notes what was selected."""

@@ -11,7 +11,6 @@ from transformers import Cache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt
-from vs_kernels.integrations.transformers.prefill import has_pixels
 
 if TYPE_CHECKING:
     from vs_kernels.integrations.transformers.attach import SelectorHandle
@@ -23,7 +22,7 @@ def forward(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
     """``model.forward``: select in a prefill with pixels; let decoding steps after it speak of the full prompt."""
     inputs = _by_name(handle.model_forward, args, kwargs)
     cache = inputs.get("past_key_values")
-    if has_pixels(inputs):
+    if handle.selects_from(inputs):
         output = handle.model_forward(**handle.select(inputs))
         values = output if isinstance(output, tuple) else output.to_tuple()
         _remember(next((value for value in values if isinstance(value, Cache)), None), handle.last_prompt)
@@ -45,7 +44,7 @@ def generate(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
             "past_key_values: got the cache of a prompt that lost visual tokens, expected an empty one; give the "
             "whole conversation with its pixels, or go on with forward()"
         )
-    if not has_pixels(inputs):
+    if not handle.selects_from(inputs):
         handle.forget()
         return handle.model_generate(**inputs)
 

@@ -6,8 +6,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 from transformers.utils import ModelOutput
 
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-
 
 class QwenVL:
     """Qwen2-VL and Qwen2.5-VL: one placeholder for every visual token, rotary positions in (time, height, width).
@@ -15,14 +13,16 @@ class QwenVL:
     This is also the interface of a family; everything else in this package is the same for all of them.
 
     Attributes:
+        pixels: arguments of ``forward`` that are encoded.
+        position_sources: arguments of ``forward`` that serve to compute positions.
         placeholders: by modality, the token id that stands for one visual token in the prompt.
-        vision_arguments: arguments of ``forward`` that describe pixels; they end where features are given instead.
         hidden_size: width of the visual tokens that the language model reads.
         pad_token_id: a token that is no placeholder.
     """
 
     model_classes = (Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration)
-    vision_arguments = (*PIXELS.values(), "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    pixels: tuple[str, ...] = ("pixel_values", "pixel_values_videos")
+    position_sources = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
 
     def __init__(self, model: PreTrainedModel):
         text_config = model.config.get_text_config()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt, KeptTokens
-from vs_kernels.integrations.transformers.families import PIXELS, QwenVL
+from vs_kernels.integrations.transformers.families import QwenVL
 from vs_kernels.plan import SelectionPlan
 from vs_kernels.selection import Selection
 from vs_kernels.selector import VisionTokenSelector
@@ -29,11 +29,6 @@ class Prefill(NamedTuple):
     inputs: dict[str, Any]
     selections: dict[str, Selection]
     prompt: CompactPrompt | None
-
-
-def has_pixels(inputs: dict[str, Any]) -> bool:
-    """Whether there is something to select from."""
-    return any(inputs.get(name) is not None for name in PIXELS.values())
 
 
 def select_inputs(
@@ -61,10 +56,10 @@ def select_inputs(
         kept.append(KeptTokens(family.placeholders[modality], lengths, ks, selection.indices))
 
     prompt = None
-    replaced: tuple[str, ...] = tuple(PIXELS.values())
+    replaced = family.pixels
     if any(tokens.ks != tokens.lengths for tokens in kept):
         inputs, prompt = _compact(family, inputs, kept)
-        replaced = family.vision_arguments
+        replaced += family.position_sources
     inputs = {name: value for name, value in inputs.items() if name not in replaced}
     return Prefill(inputs | {"mm_encoder_outputs": features}, selections, prompt)
 
@@ -85,7 +80,6 @@ def _compact(family: QwenVL, inputs: dict[str, Any], kept: list[KeptTokens]) -> 
         "input_ids": prompt.take(input_ids, family.pad_token_id),
         "attention_mask": prompt.attention_mask,
         "position_ids": prompt.position_ids,
-        "mm_token_type_ids": prompt.take(inputs["mm_token_type_ids"], 0),
     }
     if inputs.get("labels") is not None:
         inputs["labels"] = prompt.take(inputs["labels"], IGNORED_LABEL)

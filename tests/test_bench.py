@@ -1,0 +1,266 @@
+"""The benchmark harness, and prefill runs of a tiny model."""
+
+import json
+import time
+from functools import partial
+
+import pytest
+import torch
+from PIL import Image
+
+from bench import __main__ as bench
+from bench import harness
+from bench.prefill_summary import STAGES, failures, summarise
+from bench.suites import prefill
+
+CPU = torch.device("cpu")
+
+
+def test_suites_are_listed_with_what_they_do(capsys):
+    assert bench.main([]) == 0
+    assert "prefill    Prefill of a Qwen2.5-VL model" in capsys.readouterr().out
+
+
+def test_an_unknown_suite_is_one_line_and_exit_code_2(capsys):
+    assert bench.main(["nosuch"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("python -m bench: no suite 'nosuch', expected one of: ") and error.count("\n") == 1
+
+
+def test_interleaved_rounds_run_every_case_forth_and_back():
+    cases = {name: partial(str.upper, name) for name in "abc"}
+    assert list(harness.interleaved(cases, 2)) == [
+        *[(1, "a", "A"), (1, "b", "B"), (1, "c", "C")],
+        *[(2, "c", "C"), (2, "b", "B"), (2, "a", "A")],
+    ]
+
+
+def test_quantiles():
+    assert harness.quantiles([3.0]) == {"q20": 3.0, "q50": 3.0, "q80": 3.0}
+    assert harness.quantiles([4.0, 1.0, 2.0, 5.0, 3.0, 0.0]) == pytest.approx({"q20": 1.0, "q50": 2.5, "q80": 4.0})
+
+
+def test_the_clock_tells_wall_from_process_time():
+    clock = harness.Clock(CPU)
+    start = clock.mark()
+    time.sleep(0.05)
+    asleep = clock.between(start, clock.mark())
+    assert asleep.wall >= 0.05 and asleep.process < 0.04
+    start = clock.mark()
+    while (busy := clock.between(start, clock.mark())).process < 0.02:
+        torch.ones(1000).sum()
+    assert busy.wall > 0.005
+
+
+def test_a_record_is_on_disk_before_the_next_measurement(tmp_path):
+    recorder = harness.Recorder(tmp_path / "samples.jsonl")
+    recorder.write("sample", seconds=1.5)
+    assert _records(tmp_path) == [{"record": "sample", "seconds": 1.5}]
+
+
+def test_the_environment_can_be_written_as_json():
+    facts = json.loads(json.dumps(harness.environment(CPU)))
+    assert facts["torch"] == torch.__version__
+    assert facts["cores"] >= 1 and facts["memory_gib"] > 0 and facts["cpu"]
+
+
+def test_peak_memory_is_that_of_this_process():
+    assert 2**26 < harness.peak_memory(CPU)["resident"] < 2**40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--budgets 0", "argument --budgets: got '0', expected numbers in (0, 1]"),
+        ("--budgets 0.5 nan", "argument --budgets: got 'nan', expected numbers in (0, 1]"),
+        ("--budgets 0.5 --check", "argument --check: it looks at budget 0.2, which is not among --budgets"),
+        ("--rounds 0", "argument --rounds: got '0', expected an integer >= 1"),
+        ("--image nosuch.jpg", "argument --image: no such file: nosuch.jpg"),
+        ("--image broken.jpg", "argument --image: not a readable image: broken.jpg"),
+        ("--image cut.png", "argument --image: not a readable image: cut.png"),
+        ("--device abacus", "argument --device: no device 'abacus' on this machine, expected one of: cpu"),
+        ("--device cuda:99", "argument --device: no device 'cuda:99' on this machine, expected one of: cpu"),
+        ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
+        ("--out file", "argument --out: "),
+        ("--model ./nosuch", "argument --model: no such directory: ./nosuch"),
+        ("--model empty", "model empty: "),
+        ("--selector ./nosuch", "argument --selector: no such directory: ./nosuch"),
+        ("--selector empty", "selector: empty: no config.json there"),
+        ("--image thread.png", "photo: absolute aspect ratio must be smaller than 200"),
+    ],
+)
+def test_a_bad_argument_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff not a photo")
+    Image.new("RGB", (3000, 10)).save("thread.png")
+    Image.effect_noise((64, 64), 50).save("whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
+
+    def no_model(*_: object) -> None:
+        pytest.fail("a model was made")
+
+    monkeypatch.setattr("bench.subject.random_model", no_model)
+    with pytest.raises(SystemExit) as stopped:
+        prefill.main(arguments.split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"python -m bench prefill: {message}") and error.count("\n") == 1
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Runs the suite on a tiny model and 64 visual tokens; returns the exit code."""
+    from bench.models import TINY
+
+    return lambda *arguments: prefill.main(["--out", str(tmp_path), *arguments], TINY, 64)
+
+
+def test_a_run_writes_its_records_its_summary_and_its_pictures(tiny, tmp_path, capsys):
+    assert tiny("--rounds", "2", "--budgets", "0.2", "0.5") == 0
+
+    run, unpatched, *samples = _records(tmp_path)
+    assert (run["record"], unpatched["record"]) == ("run", "unpatched")
+    assert run["seed"] == 0 and run["dtype"] == "float32" and "tiny" in run["model"]
+    assert [(sample["round"], sample["budget"]) for sample in samples] == [
+        *[(1, 1.0), (1, 0.5), (1, 0.2)],
+        *[(2, 0.2), (2, 0.5), (2, 1.0)],
+    ]
+    text_tokens = 25
+    for sample in samples:
+        kept = {1.0: 64, 0.5: 32, 0.2: 12}[sample["budget"]]
+        assert (sample["visual_tokens"], sample["sequence_length"]) == (kept, kept + text_tokens)
+        # Two layers, keys and values, one head of 32 float32 numbers.
+        assert sample["kv_cache_bytes"] == sample["sequence_length"] * 2 * 2 * 32 * 4
+        assert sample["total_wall_s"] == pytest.approx(sum(sample[f"{s}_wall_s"] for s in ("vit", "selection", "llm")))
+        assert all(sample[f"{stage}_wall_s"] > 0 for stage in STAGES)
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["budget"] for row in summary["budgets"]] == [1.0, 0.5, 0.2]
+    assert summary["missed"] == [] and summary["peak_memory"]["resident"] > 0
+    for name in ("speedup.png", "kept_tokens.png"):
+        with Image.open(tmp_path / name) as picture:
+            low, high = picture.convert("L").getextrema()
+            assert min(picture.size) > 300 and low < 60 and high > 250
+    printed = capsys.readouterr().out
+    assert "Random weights: the times are real, the choice of tokens is not." in printed
+    assert "peak memory" in printed
+
+
+def test_a_photo_of_another_shape(tiny, tmp_path):
+    Image.linear_gradient("L").resize((300, 100)).save(tmp_path / "wide.png")
+    assert tiny("--rounds", "1", "--budgets", "0.5", "--image", str(tmp_path / "wide.png")) == 0
+    assert 40 < _records(tmp_path)[2]["visual_tokens"] < 80
+
+
+def test_a_wrong_result_gives_no_times(tiny, tmp_path, monkeypatch, capsys):
+    from bench import prefill_run
+
+    def disturbed(*arguments):
+        prefill = prefill_run.Prefill(*original(*arguments))
+        return prefill._replace(logits=prefill.logits + 1e-6)
+
+    original = prefill_run.timed_prefill
+    monkeypatch.setattr(prefill_run, "timed_prefill", disturbed)
+    assert tiny() == 1
+    assert "wrong result, so no times: budget 100% moved the logits" in capsys.readouterr().err
+    assert [record["record"] for record in _records(tmp_path)] == ["run", "unpatched"]
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_an_interrupted_run_keeps_what_was_measured(tiny, tmp_path, monkeypatch, capsys):
+    from bench import prefill_run
+
+    calls = iter(range(4))
+
+    def interrupted(*arguments):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = prefill_run.timed_prefill
+    monkeypatch.setattr(prefill_run, "timed_prefill", interrupted)
+    assert tiny() == 130
+    assert "interrupted; what was measured is in" in capsys.readouterr().err
+    assert [record.get("budget") for record in _records(tmp_path)] == [None, None, 1.0, 0.5, 0.3]
+
+
+def test_weights_and_selector_from_files(tiny, tmp_path, capsys):
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from bench.models import TINY, random_model
+    from vs_kernels import ImportanceScorer, VisionTokenSelector
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    model = random_model(TINY, CPU, torch.float32, seed=1)
+    model.config.image_token_id = tokenizer.token_to_id("<|image_pad|>")
+    model.save_pretrained(tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "model")
+    Qwen2VLImageProcessorPil().save_pretrained(tmp_path / "model")
+    VisionTokenSelector(ImportanceScorer(64)).save_pretrained(tmp_path / "selector")
+
+    files = ["--model", str(tmp_path / "model"), "--selector", str(tmp_path / "selector")]
+    assert tiny("--rounds", "1", "--budgets", "0.2", *files) == 0
+    assert "choice of tokens" not in capsys.readouterr().out
+    assert [record["visual_tokens"] for record in _records(tmp_path)[2:]] == [64, 12]
+
+    VisionTokenSelector(ImportanceScorer(32)).save_pretrained(tmp_path / "selector")
+    with pytest.raises(SystemExit) as stopped:
+        tiny(*files)
+    assert stopped.value.code == 2
+    assert "got a scorer of tokens with 32 features, expected 64" in capsys.readouterr().err
+
+
+def _sample(budget: float, length: int, *, llm: float, selection: float) -> dict:
+    """A sample as a run records it, of 1,000 visual tokens, 50 of text, and a ViT of 2 s."""
+    wall = {"vit": 2.0, "selection": selection, "llm": llm, "total": 2.0 + selection + llm}
+    times = {f"{stage}_{kind}_s": value for stage, value in wall.items() for kind in ("wall", "process")}
+    tokens = {"visual_tokens": length - 50, "sequence_length": length, "kv_cache_bytes": length * 1000}
+    return {"budget": budget, **tokens, **times}
+
+
+def test_the_summary_takes_medians_and_compares_with_the_largest_budget():
+    full = [_sample(1.0, 1050, llm=seconds, selection=0.1) for seconds in (9.0, 5.25, 5.25)]
+    fifth = [_sample(0.2, 250, llm=seconds, selection=0.05) for seconds in (1.25, 1.25, 0.5)]
+    base, row = summarise([*fifth, *full])
+    assert (base.budget, base.llm_speedup, base.total_speedup, base.llm_ideal) == (1.0, 1.0, 1.0, 1.0)
+    assert base.wall["llm"] == 5.25 and row.wall["llm"] == 1.25
+    assert row.llm_speedup == pytest.approx(5.25 / 1.25)
+    assert row.llm_ideal == pytest.approx(1050 / 250)
+    assert row.total_speedup == pytest.approx(7.35 / 3.3)
+    assert row.total_ideal == pytest.approx(7.35 / 3.25)
+    assert row.selection_share == pytest.approx(0.05 / 1.25)
+    assert row.spread == pytest.approx(0.75 / 3.3)
+
+
+@pytest.mark.parametrize(
+    ("llm", "selection", "missed"),
+    [
+        (1.25, 0.01, []),
+        (1.40, 0.01, ["LLM prefill is 3.75x faster"]),
+        (1.25, 0.02, ["selection takes 1.60% of the LLM prefill"]),
+        (1.40, 0.02, ["LLM prefill is 3.75x faster", "selection takes 1.43% of the LLM prefill"]),
+    ],
+)
+def test_missed_targets_are_named(llm, selection, missed):
+    samples = [_sample(1.0, 1050, llm=5.25, selection=0.01), _sample(0.2, 250, llm=llm, selection=selection)]
+    sentences = failures(summarise(samples))
+    assert len(sentences) == len(missed)
+    assert all(part in sentence for part, sentence in zip(missed, sentences, strict=True))
+
+
+def test_check_fails_a_run_that_misses_a_target(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(prefill, "failures", lambda rows: [f"{len(rows)} budgets are too slow"])
+    assert tiny("--rounds", "1", "--budgets", "0.2", "--check") == 1
+    assert "python -m bench prefill: missed target: 2 budgets are too slow" in capsys.readouterr().err
+
+
+def _records(directory) -> list[dict]:
+    return [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
