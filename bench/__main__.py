@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,9 @@ def main(argv: list[str]) -> int:
     if suite not in known:
         print(f"python -m bench: no suite {suite!r}, expected one of: {', '.join(known)}", file=sys.stderr)
         return 2
+    # By default threads that wait for each other spin. On a machine with other work they then burn the time slice in
+    # which the thread they wait for could run, and their CPU time counts as this process's.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return importlib.import_module(f"bench.suites.{suite}").main(options)
 
 

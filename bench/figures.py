@@ -7,6 +7,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 from PIL import Image
 from torch import Tensor
@@ -49,7 +50,9 @@ class Line(NamedTuple):
     ideal: Callable[[float], float]
 
 
-def draw_speedups(path: Path, title: str, notes: Sequence[str], budgets: Sequence[float], lines: Sequence[Line]) -> None:
+def draw_speedups(
+    path: Path, title: str, notes: Sequence[str], budgets: Sequence[float], lines: Sequence[Line]
+) -> None:
     """Write the chart of speed-up against retention budget; less is kept the further to the right.
 
     Args:
@@ -70,6 +73,7 @@ def draw_speedups(path: Path, title: str, notes: Sequence[str], budgets: Sequenc
                 axes.annotate(
                     f"{speedup:.2f}x", (share, speedup), line.label_offset, textcoords="offset points",
                     ha="center", va="center", color=line.color, fontsize=10.5, fontweight="bold", zorder=4,
+                    path_effects=[withStroke(linewidth=3, foreground="white")],
                 )  # fmt: skip
             axes.annotate(
                 line.name, (budgets[-1], line.speedups[-1]), (14, 0), textcoords="offset points",
@@ -116,7 +120,7 @@ def draw_kept_tokens(
         for axes, (budget, mask) in zip(panels, kept.items(), strict=True):
             shown = mask.numpy().repeat(patch, 0).repeat(patch, 1)[..., None]
             axes.imshow(np.where(shown, pixels, dimmed))
-            axes.set_title(f"{budget:.0%}: {int(mask.sum())} tokens", fontsize=12, color=INK)
+            axes.set_title(f"{budget:.0%}: {int(mask.sum()):,} tokens", fontsize=12, color=INK)
             axes.set_axis_off()
         figure.text(0.01, 1 - 0.34 / (panel + 1.3), title, fontsize=16, fontweight="bold")
         figure.text(0.01, 0.16 / (panel + 1.3), caption, fontsize=10.5, color=MUTED)

@@ -15,6 +15,10 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 
+import vs_kernels
+from vs_kernels.library import cpu_isa
+
+Case = TypeVar("Case")
 Result = TypeVar("Result")
 
 
@@ -46,16 +50,19 @@ def environment(device: torch.device) -> dict[str, str | int | float]:
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vs_kernels": vs_kernels.__version__,
+        "cpu_kernels": f"C++ ({cpu_isa()})" if cpu_isa() else "PyTorch",
     }
-    for package in ("torch", "transformers", "vs_kernels"):
-        try:
-            facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            facts[package] = "not installed"
+    try:
+        facts["transformers"] = importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        facts["transformers"] = "not installed"
     return facts
 
 
@@ -69,12 +76,12 @@ def _cpu_model() -> str:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Largest memory so far, in bytes: resident in this process and, on an accelerator, allocated there."""
+    """Largest memory so far, in bytes: "resident" in this process and, on an accelerator, "allocated" there."""
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type != "cpu":
-        peak["device_bytes"] = torch.accelerator.max_memory_allocated(device)
+        peak["allocated"] = torch.accelerator.max_memory_allocated(device)
     return peak
 
 
@@ -120,15 +127,15 @@ class Clock:
         return Seconds(wall, end.process - start.process)
 
 
-def interleaved(cases: Mapping[str, Callable[[], Result]], rounds: int) -> Iterator[tuple[int, str, Result]]:
-    """Run every case once a round and yield (round from 1, name, result).
+def interleaved(cases: Mapping[Case, Callable[[], Result]], rounds: int) -> Iterator[tuple[int, Case, Result]]:
+    """Run every case once a round and yield (round from 1, case, result).
 
     A slow phase of the machine then falls on all cases alike. Every second round goes backwards, so that none
     always follows the same other one.
     """
     for number in range(1, rounds + 1):
-        for name in list(cases) if number % 2 else reversed(cases):
-            yield number, name, cases[name]()
+        for case in list(cases)[:: 1 if number % 2 else -1]:
+            yield number, case, cases[case]()
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

@@ -21,16 +21,26 @@ class Architecture:
 
 DEMO = Architecture(
     "Qwen2.5-VL, its LLM of the Qwen2.5-0.5B shape, a reduced ViT",
-    text=dict(
-        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2
-    ),
-    vision=dict(depth=8, hidden_size=640, intermediate_size=1728, num_heads=10),
+    text={
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    },
+    vision={"depth": 8, "hidden_size": 640, "intermediate_size": 1728, "num_heads": 10},
     mrope_section=(8, 12, 12),
 )
 TINY = Architecture(
     "a tiny Qwen2.5-VL",
-    text=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1),
-    vision=dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2),
+    text={
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+    vision={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2},
     mrope_section=(4, 6, 6),
 )
 
@@ -38,19 +48,12 @@ TINY = Architecture(
 def random_model(size: Architecture, device: torch.device, dtype: torch.dtype, seed: int) -> Qwen2_5_VL:
     """A Qwen2.5-VL of ``size`` with weights N(0, 0.02), made in seconds: each weight is drawn once, where it stays."""
     depth = size.vision["depth"]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(size.mrope_section)}
     config = Qwen2_5_VLConfig(
-        text_config=dict(
-            **size.text,
-            vocab_size=152064,
-            pad_token_id=151643,
-            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=list(size.mrope_section)),
-        ),
-        vision_config=dict(
-            **size.vision,
-            out_hidden_size=size.text["hidden_size"],
-            # As in the released models, the last block of every group attends to the whole image.
-            fullatt_block_indexes=[depth // 2 - 1, depth - 1],
-        ),
+        text_config=size.text | {"vocab_size": 152064, "pad_token_id": 151643, "rope_parameters": rope},
+        # As in the released models, the last block of every group attends to the whole image.
+        vision_config=size.vision
+        | {"out_hidden_size": size.text["hidden_size"], "fullatt_block_indexes": [depth // 2 - 1, depth - 1]},
         tie_word_embeddings=True,
     )
     with no_init_weights(), device:

@@ -1,5 +1,6 @@
 """Where the time of one prefill goes: ViT, selection, LLM."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -37,38 +38,34 @@ def timed_prefill(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Cloc
     """Run ``model`` once on ``inputs``, as a user calls it, with marks where the ViT and the LLM begin and end."""
     marks: dict[str, Mark] = {}
 
-    def mark(name: str):
-        def hook(*_: object) -> None:
-            marks[name] = clock.mark()
-
-        return hook
+    def mark(name: str, *_: object) -> None:
+        marks[name] = clock.mark()
 
     visual, language_model = model.model.visual, model.model.language_model
     hooks = [
-        visual.register_forward_pre_hook(mark("vit starts")),
-        visual.register_forward_hook(mark("vit ends")),
-        language_model.register_forward_pre_hook(mark("llm starts")),
+        visual.register_forward_pre_hook(partial(mark, "vit starts")),
+        visual.register_forward_hook(partial(mark, "vit ends")),
+        language_model.register_forward_pre_hook(partial(mark, "llm starts")),
     ]
     try:
         clock.synchronize()
-        mark("call starts")()
+        mark("call starts")
         output = model(**inputs, logits_to_keep=1, use_cache=True)
-        mark("call ends")()
+        mark("call ends")
         clock.synchronize()
     finally:
         for hook in hooks:
             hook.remove()
 
-    def between(start: str, end: str) -> Seconds:
-        return clock.between(marks[start], marks[end])
-
-    parts = [between("call starts", "vit starts"), between("vit ends", "llm starts")]
+    vit = clock.between(marks["vit starts"], marks["vit ends"])
+    llm = clock.between(marks["llm starts"], marks["call ends"])
+    total = clock.between(marks["call starts"], marks["call ends"])
     cache = output.past_key_values
     return Prefill(
-        vit=between("vit starts", "vit ends"),
-        selection=Seconds(*(sum(part) for part in zip(*parts))),
-        llm=between("llm starts", "call ends"),
-        total=between("call starts", "call ends"),
+        vit=vit,
+        selection=Seconds(total.wall - vit.wall - llm.wall, total.process - vit.process - llm.process),
+        llm=llm,
+        total=total,
         sequence_length=cache.get_seq_length(),
         kv_cache_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
         logits=output.logits[:, -1],

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.table import Table
 
 from bench.harness import quantiles
@@ -23,6 +24,7 @@ class Row(NamedTuple):
         visual_tokens, sequence_length: what the LLM reads of the photo, and with the text.
         kv_cache_bytes: what the prefill leaves.
         wall, process: by stage, median seconds on the wall and of CPU time.
+        spread: slowest call less fastest, over the median.
         llm_speedup, total_speedup: on the wall.
         llm_process_speedup: of CPU time, which other programs on the machine disturb less.
         llm_ideal: speed-up of an LLM whose time is in proportion to its sequence: the token ratio.
@@ -36,6 +38,7 @@ class Row(NamedTuple):
     kv_cache_bytes: int
     wall: dict[str, float]
     process: dict[str, float]
+    spread: float
     llm_speedup: float
     total_speedup: float
     llm_process_speedup: float
@@ -56,6 +59,7 @@ def summarise(samples: Sequence[dict[str, Any]]) -> list[Row]:
             {stage: quantiles([sample[f"{stage}_{kind}_s"] for sample in by_budget[budget]])["q50"] for stage in STAGES}
             for kind in ("wall", "process")
         )
+        totals = [sample["total_wall_s"] for sample in by_budget[budget]]
         base_wall, base_process = (rows[0].wall, rows[0].process) if rows else (wall, process)
         base_length = rows[0].sequence_length if rows else first["sequence_length"]
         llm_ideal = base_length / first["sequence_length"]
@@ -67,6 +71,7 @@ def summarise(samples: Sequence[dict[str, Any]]) -> list[Row]:
                 kv_cache_bytes=first["kv_cache_bytes"],
                 wall=wall,
                 process=process,
+                spread=(max(totals) - min(totals)) / wall["total"],
                 llm_speedup=base_wall["llm"] / wall["llm"],
                 total_speedup=base_wall["total"] / wall["total"],
                 llm_process_speedup=base_process["llm"] / process["llm"],
@@ -83,12 +88,12 @@ def total_ideal(base: dict[str, float], llm_ideal: float) -> float:
 
     ``base`` holds the baseline's seconds by stage.
     """
-    return base["total"] / (base["vit"] + base["llm"] / llm_ideal)
+    return base["total"] / (base["total"] - base["selection"] - base["llm"] * (1 - 1 / llm_ideal))
 
 
 def table(rows: Sequence[Row]) -> Table:
     """The run as people read it: one column for every budget."""
-    result = Table(title="Prefill by retention budget", title_style="bold", title_justify="left")
+    result = Table(title="Prefill by retention budget", title_style="bold", box=box.ROUNDED, header_style="bold")
     result.add_column("", no_wrap=True)
     for row in rows:
         result.add_column(f"{row.budget:.0%}", justify="right", no_wrap=True)
@@ -102,7 +107,8 @@ def table(rows: Sequence[Row]) -> Table:
     line("ViT, s", [f"{row.wall['vit']:.2f}" for row in rows])
     line("selection, ms", [f"{row.wall['selection'] * 1e3:.1f}" for row in rows])
     line("LLM prefill, s", [f"{row.wall['llm']:.2f}" for row in rows])
-    line("end to end, s", [f"{row.wall['total']:.2f}" for row in rows], last=True)
+    line("end to end, s", [f"{row.wall['total']:.2f}" for row in rows])
+    line("  spread of the rounds", [f"{row.spread:.0%}" for row in rows], "dim", last=True)
     line("process time: LLM prefill, s", [f"{row.process['llm']:.2f}" for row in rows], "dim")
     line("process time: end to end, s", [f"{row.process['total']:.2f}" for row in rows], "dim", last=True)
     line("LLM prefill, speed-up", [f"{row.llm_speedup:.2f}x" for row in rows], "bold")

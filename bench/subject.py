@@ -1,6 +1,9 @@
 """What a prefill run measures: a model, a selector and a photo with a question."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
@@ -56,20 +59,24 @@ def load_subject(
         seed: of everything random.
 
     Raises:
-        OSError: files that cannot be read.
-        TypeError, ValueError: parts that do not fit together.
+        ValueError: a part cannot be had or does not fit the others; one line that names it.
     """
     made_up = isinstance(model, Architecture)
-    inputs = random_model_inputs(photo, visual_tokens) if made_up else pretrained_inputs(photo, visual_tokens, model)
-    trained = None if selector is None else VisionTokenSelector.from_pretrained(selector)
-    network = random_model(model, device, dtype, seed) if made_up else pretrained_model(model, device, dtype)
+    name = model.name if made_up else model
+    with _errors_about("photo" if made_up else f"model {name}"):
+        make_inputs = random_model_inputs if made_up else partial(pretrained_inputs, name=name)
+        inputs = make_inputs(photo, visual_tokens)
+    with _errors_about("selector"):
+        trained = None if selector is None else VisionTokenSelector.from_pretrained(selector)
+    with _errors_about(f"model {name}"):
+        network = random_model(model, device, dtype, seed) if made_up else pretrained_model(model, device, dtype)
     if trained is None:
         torch.manual_seed(seed)
         trained = VisionTokenSelector(ImportanceScorer(network.config.get_text_config().hidden_size))
     trained = trained.to(device, dtype).eval()
-    attach_selector(network, trained).detach()
+    with _errors_about("model and selector"):
+        attach_selector(network, trained).detach()
 
-    weights = f"random weights, seed {seed}" if made_up else "its own weights"
     llm, vit = (parameters(part) / 1e6 for part in (network.model.language_model, network.model.visual))
     caveat = ""
     if made_up or selector is None:
@@ -79,6 +86,15 @@ def load_subject(
         model=network,
         selector=trained,
         inputs={name: tensor.to(device) for name, tensor in inputs.items()},
-        description=f"{model.name if made_up else model}: LLM {llm:,.0f} M, ViT {vit:,.0f} M parameters, {weights}",
+        description=f"{name}{', random weights' if made_up else ''}: LLM {llm:,.0f} M, ViT {vit:,.0f} M parameters",
         caveat=caveat,
     )
+
+
+@contextmanager
+def _errors_about(part: str) -> Iterator[None]:
+    """Errors of a part that comes from outside, in one line that names it."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{part}: {str(error).strip().partition(chr(10))[0]}") from error

@@ -1,8 +1,9 @@
-// The exact hard Top-K of one pool. Ties go to the smaller index, NaN is kept last, -0 equals +0.
+// The exact hard Top-K. Ties go to the smaller index, NaN is kept last, -0 equals +0.
 #pragma once
 
 #include <cstdint>
 
+#include "pools.h"
 #include "simd/kernels.h"
 
 namespace vs_kernels {
@@ -22,5 +23,8 @@ void write_mask(const float* scores, int64_t n, const HardTopK& topk, uint8_t* m
 
 // The k kept rows, ascending, plus first_row.
 void write_indices(const float* scores, int64_t n, const HardTopK& topk, int64_t first_row, int64_t* indices);
+
+// The kept rows of all pools; indices: [K].
+void write_all_indices(const float* scores, const PoolSums& lengths, const PoolSums& ks, int64_t* indices);
 
 }  // namespace vs_kernels

@@ -53,4 +53,12 @@ inline PoolSums pool_ks(const Tensor& cu_ks, const PoolSums& lengths) {
   return ks;
 }
 
+// The same where the caller says the total.
+inline PoolSums pool_ks(const Tensor& cu_ks, const PoolSums& lengths, int64_t total_kept) {
+  PoolSums ks = pool_ks(cu_ks, lengths);
+  STD_TORCH_CHECK(ks.total() == total_kept, "total_kept: got ", total_kept, ", expected ", ks.total(),
+                  ", the last entry of cu_ks");
+  return ks;
+}
+
 }  // namespace vs_kernels

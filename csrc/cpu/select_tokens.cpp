@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> select_tokens(Tensor 
   const Tensor indices = new_int64({total_kept});
   const Tensor kept = new_rows(rows, total_kept);
   int64_t* index = data<int64_t>(indices);
-  topk_indices(const_data<float>(importance.scores), lengths, ks, index);
+  write_all_indices(const_data<float>(importance.scores), lengths, ks, index);
   gather_rows(rows, index, total_kept, 1.0f, kept.mutable_data_ptr());
   return {kept, indices, importance.scores, importance.mean_tokens, importance.mean_keys, importance.directions};
 }

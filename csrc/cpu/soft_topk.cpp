@@ -1,21 +1,14 @@
 // soft_topk: the differentiable Top-K, probabilities that add up to k in each pool; and its backward.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
 #include <tuple>
 
 #include "hard_topk.h"
-#include "isa.h"
 #include "parallel.h"
 #include "soft_topk_pool.h"
 
 namespace vs_kernels {
 namespace {
-
-constexpr int64_t kPartTokens = 16384;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // -> probs float32 [T]; thresholds, pivots, shifts float32 [S]: p = sigmoid((score + threshold) / temperature)
 std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // float32 [T]
@@ -37,14 +30,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // floa
   float* shift = data<float>(shifts);
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
-    if (k == 0 || k == n) {
-      std::fill_n(prob + row, n, k == 0 ? 0.0f : 1.0f);
-      pivot[pool] = 0.0f;
-      shift[pool] = threshold[pool] = k == 0 ? -kInfinity : kInfinity;
-      return;
-    }
-    const HardTopK topk = find_topk(score + row, n, k);
-    const SoftScale scale = solve_soft_topk(score + row, n, k, topk.kth_key, topk.range, inverse, prob + row);
+    const HardTopK topk = 0 < k && k < n ? find_topk(score + row, n, k) : HardTopK{};
+    const SoftScale scale = solve_soft_topk(score + row, n, k, topk, inverse, prob + row);
+    soft_probs(prob + row, n, scale.shift);
     pivot[pool] = scale.pivot;
     shift[pool] = scale.shift;
     threshold[pool] = static_cast<float>(scale.shift * temperature - scale.pivot);
@@ -77,15 +65,7 @@ Tensor soft_topk_backward(Tensor grad_probs,       // float32 [T]
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool);
     const SoftScale scale = {pivot[pool], inverse, shift[pool]};
-    const SoftGradient gradient = soft_gradient(score + row, grad_prob + row, n, scale, grad_threshold[pool]);
-    if (gradient.inverse_slope == 0.0f) {
-      std::fill_n(grad + row, n, 0.0f);
-      return;
-    }
-    for_each_part(n, kPartTokens, [&](int64_t, int64_t begin, int64_t end) {
-      simd().soft_backward(score + row + begin, grad_prob + row + begin, end - begin, scale, gradient,
-                           grad + row + begin);
-    });
+    soft_topk_gradient(score + row, grad_prob + row, n, scale, grad_threshold[pool], grad + row);
   });
   return grad_scores;
 }

@@ -1,88 +1,25 @@
 #include "soft_topk_pool.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "isa.h"
-#include "parallel.h"
+#include "part_sums.h"
 #include "simd/score_key.h"
 
 namespace vs_kernels {
 namespace {
 
-constexpr int64_t kPartTokens = 16384;
 // Beyond it, 1 - sigmoid is 0 in float32.
 constexpr double kSaturated = 104.0;
-// Of k: the sum is exact, or saturated and beyond a better shift.
-constexpr double kTolerance = 1e-9;
-// A Newton step leaves an error below half its square, since |sigmoid''| <= sigmoid': after one of this size the shift
-// is exact to float32.
+// A Newton step leaves an error of about its square: after one of this size the shift is exact to float32.
 constexpr double kLastStep = 2e-4;
 // The bracket at least halves in two steps, and float32 has no more distinct shifts in it than that can exhaust.
 constexpr int kMaxSteps = 96;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-template <class F>
-SoftSums sum_parts(int64_t n, const F& part_sums) {
-  std::vector<SoftSums> parts(num_parts(n, kPartTokens));
-  for_each_part(n, kPartTokens,
-                [&](int64_t part, int64_t begin, int64_t end) { parts[part] = part_sums(begin, end - begin); });
-  SoftSums total = {0.0, 0.0};
-  for (const SoftSums& part : parts) {
-    total.value += part.value;
-    total.slope += part.slope;
-  }
-  return total;
-}
-
-SoftSums soft_probs(const float* scores, int64_t n, SoftScale scale, float* probs) {
-  return sum_parts(n, [&](int64_t begin, int64_t count) {
-    return simd().soft_probs(scores + begin, count, scale, probs ? probs + begin : nullptr);
-  });
-}
-
-}  // namespace
-
-float inverse_temperature(double temperature) {
-  const float inverse = static_cast<float>(1.0 / temperature);
-  STD_TORCH_CHECK(temperature > 0.0 && std::isnormal(inverse), "temperature: got ", temperature,
-                  ", expected a positive number with a float32 reciprocal");
-  return inverse;
-}
-
-SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, uint32_t kth_key, KeyRange range,
-                          float inverse_temperature, float* probs) {
-  const float pivot = finite_score(score_of_key(kth_key));
-  const auto centred = [&](uint32_t key) -> double {
-    return (finite_score(score_of_key(key)) - pivot) * inverse_temperature;
-  };
-  // If every token had the largest score, the shift of the lower bound would give sum(p) = k; so with the others it
-  // gives less. And only k - 1 tokens are above the pivot: at -ln(n - k + 1) those below add up to less than one.
-  const double logit = std::log(static_cast<double>(k) / static_cast<double>(n - k));
-  double low = std::max(logit - centred(range.max), -std::log(static_cast<double>(n - k + 1)));
-  double high = std::min(logit - centred(range.min), kSaturated);
-
-  SoftScale scale = {pivot, inverse_temperature, 0.0f};
-  double shift = std::clamp(0.0, low, high);
-  for (int step = 0; step < kMaxSteps; ++step) {
-    scale.shift = static_cast<float>(shift);
-    const SoftSums sums = soft_probs(scores, n, scale, probs);
-    const double excess = sums.value - static_cast<double>(k);
-    if (std::fabs(excess) <= kTolerance * static_cast<double>(k)) break;
-    (excess > 0 ? high : low) = scale.shift;
-    const double newton = scale.shift - excess / sums.slope;
-    const bool inside = low < newton && newton < high;
-    shift = inside ? newton : 0.5 * (low + high);
-    if (static_cast<float>(shift) == scale.shift) break;
-    if (inside && std::fabs(shift - scale.shift) <= kLastStep) {
-      scale.shift = static_cast<float>(shift);
-      if (probs) soft_probs(scores, n, scale, probs);
-      break;
-    }
-  }
-  return scale;
-}
-
+// The part of the Jacobian that the whole pool shares; inverse_slope is 0 where no probability can move.
 SoftGradient soft_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
                            float grad_threshold) {
   if (!std::isfinite(scale.shift)) return {};
@@ -98,6 +35,76 @@ SoftGradient soft_gradient(const float* scores, const float* grad_probs, int64_t
   const float mean = static_cast<float>(sums.value / sums.slope);
   const float rest = static_cast<float>(sums_around(mean).value / sums.slope);
   return {mean, rest, static_cast<float>(1.0 / sums.slope), grad_threshold};
+}
+
+}  // namespace
+
+float inverse_temperature(double temperature) {
+  const float inverse = static_cast<float>(1.0 / temperature);
+  STD_TORCH_CHECK(temperature > 0.0 && std::isnormal(inverse), "temperature: got ", temperature,
+                  ", expected a positive number with a float32 reciprocal");
+  return inverse;
+}
+
+SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, const HardTopK& topk, float inverse_temperature,
+                          float* centred) {
+  if (k == 0 || k == n) return {0.0f, inverse_temperature, k == 0 ? -kInfinity : kInfinity};
+  const float pivot = finite_score(score_of_key(topk.kth_key));
+  const auto centre = [&](uint32_t key) -> double {
+    return (finite_score(score_of_key(key)) - pivot) * inverse_temperature;
+  };
+  // If every token had the largest score, the shift of the lower bound would give sum(p) = k; so with the others it
+  // gives less. And only k - 1 tokens are above the pivot: at -ln(n - k + 1) those below add up to less than one.
+  const double logit = std::log(static_cast<double>(k) / static_cast<double>(n - k));
+  double low = std::max(logit - centre(topk.range.max), -std::log(static_cast<double>(n - k + 1)));
+  double high = std::min(logit - centre(topk.range.min), kSaturated);
+
+  for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
+    simd().centre_scores(scores + begin, end - begin, pivot, inverse_temperature, centred + begin);
+  });
+
+  double shift = std::clamp(0.0, low, high);
+  for (int step = 0; step < kMaxSteps; ++step) {
+    // sum(p) = k where what the tokens with p < 1/2 have above 0 makes up for what the others have below 1, and for
+    // how many more or fewer than k those are. The logarithms of the two sides are nearly linear in the shift, also
+    // where all probabilities are small or saturated, so that Newton's method takes few steps.
+    const float at = static_cast<float>(shift);
+    const SoftBalance sums = sum_parts(
+        n, [&](int64_t begin, int64_t count) { return simd().soft_balance(centred + begin, count, at); });
+    const double ahead = static_cast<double>(n) - sums.count_below - static_cast<double>(k);
+    const double surplus = sums.below + std::max(ahead, 0.0);
+    const double lack = sums.all - sums.below + std::max(-ahead, 0.0);
+    if (surplus == lack) break;
+    (surplus > lack ? high : low) = at;
+    const double slope = sums.slope_below / surplus + (sums.slope_all - sums.slope_below) / lack;
+    const double newton = at - std::log(surplus / lack) / slope;
+    const bool inside = low < newton && newton < high;
+    shift = inside ? newton : 0.5 * (low + high);
+    if (static_cast<float>(shift) == at || (inside && std::fabs(shift - at) <= kLastStep)) break;
+  }
+  return {pivot, inverse_temperature, static_cast<float>(shift)};
+}
+
+void soft_probs(float* centred, int64_t n, float shift) {
+  if (!std::isfinite(shift)) {
+    std::fill_n(centred, n, shift < 0.0f ? 0.0f : 1.0f);
+    return;
+  }
+  for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
+    simd().soft_probs(centred + begin, end - begin, shift);
+  });
+}
+
+void soft_topk_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float grad_threshold,
+                        float* grad_scores) {
+  const SoftGradient gradient = soft_gradient(scores, grad_probs, n, scale, grad_threshold);
+  if (gradient.inverse_slope == 0.0f) {
+    std::fill_n(grad_scores, n, 0.0f);
+    return;
+  }
+  for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
+    simd().soft_backward(scores + begin, grad_probs + begin, end - begin, scale, gradient, grad_scores + begin);
+  });
 }
 
 }  // namespace vs_kernels

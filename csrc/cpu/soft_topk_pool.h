@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "hard_topk.h"
 #include "simd/kernels.h"
 
 namespace vs_kernels {
@@ -13,12 +14,16 @@ namespace vs_kernels {
 // A temperature with a normal float32 reciprocal, or an error.
 float inverse_temperature(double temperature);
 
-// scores: [n], 0 < k < n, kth and range: keys of the k-th largest, the smallest and the largest score; probs: [n] or null.
-SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, uint32_t kth_key, KeyRange range,
-                          float inverse_temperature, float* probs);
+// scores: [n], topk: their k largest (unused where k is 0 or n). The shift is -inf where k is 0, with p = 0, and +inf
+// where k is n > 0, with p = 1; the pivot is then 0. centred: room for n numbers, from which soft_probs makes p.
+SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, const HardTopK& topk, float inverse_temperature,
+                          float* centred);
 
-// The part of the Jacobian that the whole pool shares; inverse_slope is 0 where no probability can move.
-SoftGradient soft_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
-                           float grad_threshold);
+// p, in place of what solve_soft_topk left.
+void soft_probs(float* centred, int64_t n, float shift);
+
+// Gradient of the scores of one pool from those of its probabilities and of its threshold; all [n].
+void soft_topk_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float grad_threshold,
+                        float* grad_scores);
 
 }  // namespace vs_kernels

@@ -16,17 +16,9 @@ Tensor topk_indices(Tensor scores,      // float32 [T]
                     int64_t total_kept) {
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
-  const PoolSums ks = pool_ks(cu_ks, lengths);
-  STD_TORCH_CHECK(ks.total() == total_kept, "total_kept: got ", total_kept, ", expected ", ks.total(),
-                  ", the last entry of cu_ks");
-  Tensor indices = new_int64({total_kept});
-  const float* score = const_data<float>(scores);
-  int64_t* index = data<int64_t>(indices);
-  for_each_pool(lengths, kLargePool, [&](int64_t pool) {
-    const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
-    if (k == 0) return;
-    write_indices(score + row, n, find_topk(score + row, n, k), row, index + ks.begin(pool));
-  });
+  const PoolSums ks = pool_ks(cu_ks, lengths, total_kept);
+  const Tensor indices = new_int64({total_kept});
+  write_all_indices(const_data<float>(scores), lengths, ks, data<int64_t>(indices));
   return indices;
 }
 

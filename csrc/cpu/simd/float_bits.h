@@ -18,4 +18,7 @@ namespace vs_kernels {
   return x;
 }
 
+// x where the mask is all ones, +0 where it is zero.
+[[gnu::always_inline]] static inline float masked(float x, int32_t mask) { return float_of(bits_of(x) & mask); }
+
 }  // namespace vs_kernels

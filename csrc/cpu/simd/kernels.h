@@ -18,9 +18,24 @@ struct SoftScale {
   float shift;
 };
 
-// Sums over some tokens: of p, or of v (g - centre); and of v = p (1 - p), the slope of the sigmoid.
+// Sums over some tokens of the smaller of p and 1 - p, which keeps its digits where p is saturated, and of the slope
+// v = p (1 - p): over those with p < 1/2, and over all. And how many have p < 1/2.
+struct SoftBalance {
+  double below, all;
+  double slope_below, slope_all;
+  double count_below;
+};
+
+// Sums over some tokens of v (g - centre) and of v.
 struct SoftSums {
   double value;
+  double slope;
+};
+
+// Sums over some tokens of the consistency loss, of its gradient p - m on the logits, and of v.
+struct LossSums {
+  double loss;
+  double excess;
   double slope;
 };
 
@@ -65,14 +80,23 @@ struct SimdKernels {
   // rows = first_row + i for each i with mask[i]; returns how many. Writes up to 8 entries beyond those.
   int64_t (*marked_rows)(const uint8_t* mask, int64_t n, int64_t first_row, int64_t* rows);
 
-  // Sums of p and v; writes p where probs is not null.
-  SoftSums (*soft_probs)(const float* scores, int64_t n, SoftScale scale, float* probs);
-  // Sums of v (g - centre) and v.
+  // z = (score - pivot) * inverse_temperature
+  void (*centre_scores)(const float* scores, int64_t n, float pivot, float inverse_temperature, float* centred);
+  // For p = sigmoid(z + shift).
+  SoftBalance (*soft_balance)(const float* centred, int64_t n, float shift);
+  // In place: z becomes p.
+  void (*soft_probs)(float* centred, int64_t n, float shift);
   SoftSums (*soft_backward_sums)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
                                  float centre);
   // grad_scores = v (g - mean) / temperature - grad_threshold v / sum(v), 0 where the score is not finite.
   void (*soft_backward)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
                         SoftGradient gradient, float* grad_scores);
+
+  // Sums; writes grad_logits = p - m, with m the hard mask.
+  LossSums (*consistency_loss)(const float* scores, const uint8_t* mask, int64_t n, SoftScale scale,
+                               float* grad_logits);
+  // grad = factor (grad - v mean), 0 where the score is not finite.
+  void (*consistency_gradient)(const float* scores, int64_t n, SoftScale scale, float mean, float factor, float* grad);
 
   RowKernels rows[3];
 };

@@ -6,8 +6,10 @@
 namespace vs_kernels {
 
 struct Sigmoid {
-  float value;  // 1 / (1 + exp(-x))
-  float slope;  // value * (1 - value), from the small side, so that it keeps its precision where value rounds to 1
+  float value;       // 1 / (1 + exp(-x))
+  float complement;  // 1 - value
+  float small;       // the smaller of the two, with all its digits
+  float slope;       // value * (1 - value)
 };
 
 // exp(-|x|) within 1 ulp; 0 where the result would be subnormal. x is not NaN.
@@ -35,7 +37,21 @@ struct Sigmoid {
   const float e = exp_of_minus_abs(x);
   const float large = 1.0f / (1.0f + e);
   const float small = e * large;
-  return {x < 0.0f ? small : large, small * large};
+  return {x < 0.0f ? small : large, x < 0.0f ? large : small, small, small * large};
+}
+
+// log(1 + exp(x)), relative error below 3e-7. x is not NaN.
+[[gnu::always_inline]] static inline float softplus(float x) {
+  const float e = exp_of_minus_abs(x);
+  // log(1 + e) = 2 atanh(w), a polynomial in w^2 on [0, 1/9].
+  const float w = e / (2.0f + e);
+  const float y = w * w;
+  float q = 2.815777957e-1f;
+  q = q * y + 2.796515822e-1f;
+  q = q * y + 4.002459645e-1f;
+  q = q * y + 6.666632295e-1f;
+  q = q * y + 2.0f;
+  return w * q + (x > 0.0f ? x : 0.0f);
 }
 
 }  // namespace vs_kernels

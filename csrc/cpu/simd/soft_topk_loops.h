@@ -10,31 +10,49 @@ namespace {
 
 constexpr int64_t kSumBlock = 128;
 
-[[gnu::always_inline]] inline Sigmoid soft_prob(float score, SoftScale scale) {
-  return sigmoid((finite_score(score) - scale.pivot) * scale.inverse_temperature + scale.shift);
+[[gnu::always_inline]] inline float soft_logit(float score, SoftScale scale) {
+  return (finite_score(score) - scale.pivot) * scale.inverse_temperature + scale.shift;
 }
 
-template <bool kStore>
-SoftSums soft_probs_loop(const float* __restrict scores, int64_t n, SoftScale scale, float* __restrict probs) {
-  SoftSums sums = {0.0, 0.0};
+[[gnu::always_inline]] inline Sigmoid soft_prob(float score, SoftScale scale) {
+  return sigmoid(soft_logit(score, scale));
+}
+
+void centre_scores(const float* __restrict scores, int64_t n, float pivot, float inverse_temperature,
+                   float* __restrict centred) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) centred[i] = (finite_score(scores[i]) - pivot) * inverse_temperature;
+}
+
+SoftBalance soft_balance(const float* centred, int64_t n, float shift) {
+  SoftBalance sums = {};
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-    float value = 0.0f, slope = 0.0f;
-#pragma omp simd reduction(+ : value, slope)
+    float below = 0.0f, all = 0.0f, slope_below = 0.0f, slope_all = 0.0f;
+    int32_t count_below = 0;
+#pragma omp simd reduction(+ : below, all, slope_below, slope_all) reduction(- : count_below)
     for (int64_t i = begin; i < end; ++i) {
-      const Sigmoid p = soft_prob(scores[i], scale);
-      if (kStore) probs[i] = p.value;
-      value += p.value;
-      slope += p.slope;
+      const float x = centred[i] + shift;
+      const Sigmoid p = sigmoid(x);
+      const int32_t is_below = bits_of(x) >> 31;
+      all += p.small;
+      below += masked(p.small, is_below);
+      slope_all += p.slope;
+      slope_below += masked(p.slope, is_below);
+      count_below -= is_below;
     }
-    sums.value += value;
-    sums.slope += slope;
+    sums.below += below;
+    sums.all += all;
+    sums.slope_below += slope_below;
+    sums.slope_all += slope_all;
+    sums.count_below += count_below;
   }
   return sums;
 }
 
-SoftSums soft_probs(const float* scores, int64_t n, SoftScale scale, float* probs) {
-  return probs ? soft_probs_loop<true>(scores, n, scale, probs) : soft_probs_loop<false>(scores, n, scale, probs);
+void soft_probs(float* centred, int64_t n, float shift) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) centred[i] = sigmoid(centred[i] + shift).value;
 }
 
 SoftSums soft_backward_sums(const float* __restrict scores, const float* __restrict grad_probs, int64_t n,
@@ -64,6 +82,39 @@ void soft_backward(const float* __restrict scores, const float* __restrict grad_
     const float grad = v * scale.inverse_temperature * (grad_probs[i] - gradient.mean - gradient.mean_rest) -
                        v * gradient.inverse_slope * gradient.grad_threshold;
     grad_scores[i] = is_finite(scores[i]) ? grad : 0.0f;
+  }
+}
+
+LossSums consistency_loss(const float* __restrict scores, const uint8_t* __restrict mask, int64_t n, SoftScale scale,
+                          float* __restrict grad_logits) {
+  LossSums sums = {0.0, 0.0, 0.0};
+  for (int64_t begin = 0; begin < n; begin += kSumBlock) {
+    const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
+    float loss = 0.0f, excess = 0.0f, slope = 0.0f;
+#pragma omp simd reduction(+ : loss, excess, slope)
+    for (int64_t i = begin; i < end; ++i) {
+      const float x = soft_logit(scores[i], scale);
+      const Sigmoid p = sigmoid(x);
+      const float grad = mask[i] ? -p.complement : p.value;
+      // softplus(x) - m x without the difference of two large numbers.
+      loss += softplus(mask[i] ? -x : x);
+      excess += grad;
+      slope += p.slope;
+      grad_logits[i] = grad;
+    }
+    sums.loss += loss;
+    sums.excess += excess;
+    sums.slope += slope;
+  }
+  return sums;
+}
+
+void consistency_gradient(const float* __restrict scores, int64_t n, SoftScale scale, float mean, float factor,
+                          float* __restrict grad) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const float centred = grad[i] - soft_prob(scores[i], scale).slope * mean;
+    grad[i] = is_finite(scores[i]) ? factor * centred : 0.0f;
   }
 }
 

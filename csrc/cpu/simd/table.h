@@ -17,9 +17,13 @@ constexpr SimdKernels kTable = {
     mark_at_least,
     keep_bucket,
     marked_rows,
+    centre_scores,
+    soft_balance,
     soft_probs,
     soft_backward_sums,
     soft_backward,
+    consistency_loss,
+    consistency_gradient,
     {kRowKernels<float>, kRowKernels<BFloat16>, kRowKernels<Float16>},
 };
 

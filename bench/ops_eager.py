@@ -1,0 +1,47 @@
+"""The library's formulas composed of PyTorch operators, as one would write them without it."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import published
+
+
+def collapsed_scores(
+    tokens: Tensor,  # [N, D]
+    q_weight: Tensor,  # [h, D]
+    q_bias: Tensor,  # [h]
+    k_weight: Tensor,  # [h, D]
+    k_bias: Tensor,  # [h]
+) -> Tensor:  # float32 [N]
+    """Importance scores without the N x N matrix, by matrix products: the faster form in eager PyTorch.
+
+    In float32 whatever comes, as the library: in bfloat16 the sums would be too coarse to rank by.
+    """
+    x = tokens.float()
+    key = F.linear(x.mean(dim=0), k_weight.float(), k_bias.float())
+    direction = key @ q_weight.float()
+    return (x @ direction + q_bias.float() @ key) / math.sqrt(q_weight.shape[0])
+
+
+def collapsed_scores_by_sums(
+    tokens: Tensor,  # [N, D]
+    q_weight: Tensor,  # [h, D]
+    q_bias: Tensor,  # [h]
+    k_weight: Tensor,  # [h, D]
+    k_bias: Tensor,  # [h]
+) -> Tensor:  # float32 [N]
+    """The same by products and sums, which a compiler fuses with the conversions: the faster form under one."""
+    x = tokens.float()
+    key = (k_weight.float() * x.mean(dim=0)).sum(dim=1) + k_bias.float()
+    direction = (q_weight.float() * key[:, None]).sum(dim=0)
+    return ((x * direction).sum(dim=1) + (q_bias.float() * key).sum()) / math.sqrt(q_weight.shape[0])
+
+
+def straight_through_gather(tokens: Tensor, scores: Tensor, k: int, temperature: float = 1.0) -> Tensor:
+    """Kept rows [k, D] in the forward, the gradient of ``p_i x_i`` for the scores in the backward."""
+    indices = published.topk_indices(scores, k)
+    probs = published.soft_topk(scores, k, temperature)
+    kept = tokens[indices]
+    return kept + (probs - probs.detach())[indices, None] * kept.detach()

@@ -1,0 +1,124 @@
+"""One row of the suite ``ops``: its results verified, then its calls timed."""
+
+from typing import NamedTuple
+
+from torch._dynamo.exc import TorchDynamoException
+
+import vs_kernels
+from bench.harness import Seconds
+from bench.ops_cases import Case
+from bench.ops_small import MOST_MICROSECONDS, SmallCall
+from bench.ops_timing import Call, Timer, Timing
+from bench.ops_verify import Verify, WrongResult
+from bench.ops_workload import Workload
+from vs_kernels.verify import worst_error
+
+
+class Row(NamedTuple):
+    """One comparison as measured.
+
+    Attributes:
+        operator, shape, against: what was compared.
+        ours, theirs: times of one call; theirs is None without a competitor.
+        figure: their time over ours ("x"), or overhead ("µs"); None without a competitor.
+        process_figure: the same of CPU time, which other programs disturb less.
+        target: least ratio, or most overhead; None: shown, not judged.
+        unit: of the figures and the target, "x" or "µs".
+        bandwidth: bytes that ours must move over its time, as a share of the measured read bandwidth; None where
+            it works in the caches.
+        cores: that the machine gave meanwhile.
+        note: what a reader must know of the competitor, empty as a rule.
+    """
+
+    operator: str
+    shape: str
+    against: str
+    ours: Timing
+    theirs: Timing | None
+    figure: float | None
+    process_figure: float | None
+    target: float | None
+    unit: str
+    bandwidth: float | None
+    cores: float
+    note: str
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target was met; None without one. A target that could not be measured is not met."""
+        if self.target is None:
+            return None
+        if self.figure is None:
+            return False
+        return self.figure >= self.target if self.unit == "x" else self.figure <= self.target
+
+
+def measure(case: Case, work: Workload, timer: Timer) -> Row:
+    """Raises :class:`WrongResult` where a provider's result is not right."""
+    pair = case.prepare(work)
+    where, note = f"{case.operator}, {case.shape}", case.note
+    first = {"ours": _verified(pair.ours, pair.verify, timer, f"{where}: vs_kernels")}
+    calls = {"ours": pair.ours}
+    if pair.theirs:
+        verify = pair.verify_theirs or pair.verify
+        try:
+            first["theirs"] = _verified(pair.theirs, verify, timer, f"{where}: {case.against}")
+            calls["theirs"] = pair.theirs
+        except TorchDynamoException as error:
+            note = f"missing: {str(error).partition(chr(10))[0]}"
+    timings, cores = timer.compare(calls, first)
+    ours, theirs = timings["ours"], timings.get("theirs")
+    return Row(
+        case.operator,
+        case.shape,
+        case.against,
+        ours,
+        theirs,
+        figure=theirs and theirs.median / ours.median,
+        process_figure=theirs and theirs.process_median / ours.process_median,
+        target=case.target,
+        unit="x",
+        bandwidth=pair.moved and pair.moved / ours.median / work.stream.bandwidth,
+        cores=cores,
+        note=note or _few_calls(case, theirs),
+    )
+
+
+def _verified(call: Call, verify: Verify, timer: Timer, who: str) -> Seconds:
+    """The time of the call that was verified."""
+    results, time = timer.first(call)
+    try:
+        verify(results)
+    except WrongResult as error:
+        raise WrongResult(f"{who}: {error}") from None
+    return time
+
+
+def _few_calls(case: Case, theirs: Timing | None) -> str:
+    if theirs is None or len(theirs.wall) > 2:
+        return ""
+    return f"{case.against} takes {theirs.median:.1f} s a call: timed {('once', 'twice')[len(theirs.wall) - 1]}"
+
+
+def measure_small(small: SmallCall, timer: Timer) -> Row:
+    """The overhead of one public call; raises :class:`WrongResult` where its result is not right."""
+    error, right = worst_error(vs_kernels, small.operator, small.inputs)
+    if not right:
+        raise WrongResult(f"{small.operator}, {small.shape}: vs_kernels: {error}")
+    calls = {"public": small.public, "bare": small.bare, "smallest": small.smallest}
+    timings, cores = timer.compare(calls, {name: timer.first(call)[1] for name, call in calls.items()})
+    public, bare, smallest = timings.values()
+    return Row(
+        small.operator,
+        small.shape,
+        "its kernel alone",
+        public,
+        bare,
+        figure=(public.median - bare.median + smallest.median) * 1e6,
+        process_figure=(public.process_median - bare.process_median + smallest.process_median) * 1e6,
+        target=MOST_MICROSECONDS,
+        unit="µs",
+        bandwidth=None,
+        cores=cores,
+        note="",
+    )

@@ -1,0 +1,97 @@
+"""The rows of an ops run as people read them, and what falls short of the targets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from bench.ops_run import Row
+
+UNDISTURBED = 0.9  # share of the cores asked for, below which other programs had a hand in the times
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line for every row, the operator named where it changes."""
+    result = Table(title="vs_kernels against", title_style="bold", box=box.ROUNDED, header_style="bold")
+    for name in ("operator", "shape", "against"):
+        result.add_column(name)
+    for name in ("ours", "theirs", "ratio", "of CPU time", "target", "", "bandwidth", "cores"):
+        result.add_column(name, justify="right", no_wrap=name != "of CPU time")
+    for number, row in enumerate(rows):
+        following = rows[number + 1] if number + 1 < len(rows) else None
+        result.add_row(
+            "" if number and rows[number - 1].operator == row.operator else row.operator,
+            row.shape,
+            row.against,
+            _seconds(row.ours.median),
+            _seconds(row.theirs.median) if row.theirs else "-",
+            f"[bold]{_figure(row.figure, row.unit)}[/]",
+            f"[dim]{_figure(row.process_figure, row.unit)}[/]",
+            "" if row.target is None else f"{'≥' if row.unit == 'x' else '≤'} {row.target:g}{_suffix(row.unit)}",
+            {True: "[green]ok[/]", False: "[red]miss[/]", None: ""}[row.met],
+            "" if row.bandwidth is None else f"{row.bandwidth:.0%}",
+            f"[dim]{row.cores:.1f}[/]",
+            end_section=following is not None and _section(following) != _section(row),
+        )
+    return result
+
+
+def _section(row: Row) -> str:
+    """Forward and backward of an operator stand together, and so do the small calls."""
+    return row.against if row.unit == "µs" else row.operator.partition(" ")[0]
+
+
+def _seconds(seconds: float) -> str:
+    for unit, name in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= unit:
+            return f"{seconds / unit:.2f} {name}"
+    return f"{seconds * 1e6:.1f} µs"
+
+
+def _figure(figure: float | None, unit: str) -> str:
+    if figure is None:
+        return "-"
+    return f"{figure:.{0 if figure >= 100 else 1 if figure >= 10 else 2}f}{_suffix(unit)}"
+
+
+def _suffix(unit: str) -> str:
+    return "x" if unit == "x" else f" {unit}"
+
+
+def record(row: Row) -> dict[str, Any]:
+    """A row as it is written down: times in seconds, ``figure`` and ``target`` in ``unit``."""
+    theirs = row.theirs.record() if row.theirs else None
+    return {**row._asdict(), "met": row.met, "ours": row.ours.record(), "theirs": theirs}
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """What falls short of the targets, one sentence each."""
+    return [_sentence(row) for row in rows if row.met is False]
+
+
+def _sentence(row: Row) -> str:
+    where = f"{row.operator}, {row.shape}"
+    if row.figure is None:
+        return f"{where}: not compared with {row.against}: {row.note}"
+    figure, process = _figure(row.figure, row.unit), _figure(row.process_figure, row.unit)
+    target = f"{row.target:g}{_suffix(row.unit)}"
+    if row.unit == "x":
+        return f"{where}: {figure} against {row.against} (in process time {process}), expected at least {target}"
+    return f"{where}: {figure} beyond {row.against} (in process time {process}), expected at most {target}"
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    return [f"{row.operator}, {row.shape}: {row.note}" for row in rows if row.note]
+
+
+def disturbance(rows: Sequence[Row], cores: int) -> str | None:
+    """What other programs took of the ``cores`` asked for, in words; None when the run had them for itself."""
+    disturbed = [row for row in rows if row.cores < UNDISTURBED * cores]
+    if not disturbed:
+        return None
+    least = min(row.cores for row in disturbed)
+    return (
+        f"Other programs disturbed {len(disturbed)} of {len(rows)} rows: work for {cores} cores got as few as "
+        f"{least:.1f} (its process time over its wall time). Repeat on a quiet machine."
+    )

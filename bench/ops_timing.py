@@ -1,0 +1,165 @@
+"""Times of calls between microseconds and a minute, interleaved, and how much of the machine they got."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from bench.harness import Clock, Seconds, interleaved, quantiles
+
+Call = Callable[[], Any]
+
+ROUNDS = 10
+MOST_SAMPLES = 20  # of one provider in one round
+SAMPLE_SECONDS = 2e-4  # a sample repeats shorter calls until it is this long, against which the clock is free
+SLOW_SECONDS = 0.2  # a call longer than this needs no second one to be estimated
+ONCE_SECONDS = 3.0  # a call longer than this is timed once: the call that was verified
+PROBE_SIZE = 512  # of a matrix product that keeps all threads busy for some milliseconds
+
+
+class Timing(NamedTuple):
+    """Seconds of one call: one entry for every sample, each the mean over ``batch`` calls."""
+
+    wall: list[float]
+    process: list[float]
+    batch: int
+
+    @property
+    def median(self) -> float:
+        return quantiles(self.wall)["q50"]
+
+    @property
+    def process_median(self) -> float:
+        return quantiles(self.process)["q50"]
+
+    def record(self) -> dict[str, Any]:
+        """Quantiles and samples as they are written down; seconds."""
+        return {
+            "wall": quantiles(self.wall),
+            "process": quantiles(self.process),
+            "calls_per_sample": self.batch,
+            "wall_s": self.wall,
+            "process_s": self.process,
+        }
+
+
+class Timer:
+    """Times providers against each other on one device.
+
+    Args:
+        device: of the calls.
+        seconds: wall time that the calls of one comparison may take together, where they are not slower than that.
+    """
+
+    def __init__(self, device: torch.device, seconds: float):
+        self.seconds = seconds
+        self._clock = Clock(device)
+        self._probe = torch.ones(PROBE_SIZE, PROBE_SIZE)
+
+    def first(self, call: Call) -> tuple[Any, Seconds]:
+        """The result of a call, for verification, and its time, which counts where a second one would be too slow."""
+        start = self._start()
+        result = call()
+        return result, self._since(start)
+
+    def compare(self, calls: Mapping[str, Call], first: Mapping[str, Seconds]) -> tuple[dict[str, Timing], float]:
+        """Times of ``calls`` from interleaved rounds, and the cores that the machine gave meanwhile.
+
+        Args:
+            calls: providers by name.
+            first: how long the first call of each took; warm-up, but for a very slow one its only sample.
+        """
+        timings = {name: Timing([time.wall], [time.process], 1) for name, time in first.items()}
+        repeated = {name: call for name, call in calls.items() if first[name].wall < ONCE_SECONDS}
+        cores = [self._cores()]
+        if repeated:
+            typical = {
+                name: first[name].wall if first[name].wall > SLOW_SECONDS else self._sample(call, 3).wall
+                for name, call in repeated.items()
+            }
+            share = self.seconds / len(repeated)
+            rounds = max(1, min(ROUNDS, int(share / max(typical.values()))))
+            blocks = {}
+            for name, call in repeated.items():
+                batch = math.ceil(SAMPLE_SECONDS / typical[name])
+                samples = max(1, min(MOST_SAMPLES, int(share / rounds / (batch * typical[name]))))
+                timings[name] = Timing([], [], batch)
+                blocks[name] = partial(self._samples, call, samples, batch)
+            for _, name, block in interleaved(blocks, rounds):
+                timings[name].wall.extend(sample.wall for sample in block)
+                timings[name].process.extend(sample.process for sample in block)
+                cores.append(self._cores())
+        return timings, quantiles(cores)["q50"]
+
+    def _samples(self, call: Call, samples: int, batch: int) -> list[Seconds]:
+        return [self._sample(call, batch) for _ in range(samples)]
+
+    def _sample(self, call: Call, batch: int) -> Seconds:
+        """Mean of one call over ``batch`` calls."""
+        start = self._start()
+        for _ in range(batch):
+            call()
+        wall, process = self._since(start)
+        return Seconds(wall / batch, process / batch)
+
+    def _start(self) -> Any:
+        self._clock.synchronize()
+        return self._clock.mark()
+
+    def _since(self, start: Any) -> Seconds:
+        end = self._clock.mark()
+        self._clock.synchronize()
+        return self._clock.between(start, end)
+
+    def _cores(self) -> float:
+        """CPU time over wall time of work that can use every thread: below their number, others had the rest."""
+        wall, process = time.perf_counter(), time.process_time()
+        for _ in range(2):
+            self._probe @ self._probe
+        return (time.process_time() - process) / (time.perf_counter() - wall)
+
+
+class Stream:
+    """Reads a block of memory far beyond the caches, piece after piece, in the fastest of a few ways.
+
+    Attributes:
+        way: the fastest.
+        bandwidth: bytes per second of it, read by the threads that torch uses.
+    """
+
+    COLUMNS = 4096
+
+    def __init__(self, size: int, device: torch.device, timer: Timer):
+        self._block = torch.ones(max(1, size // (4 * self.COLUMNS)), self.COLUMNS, device=device)
+        self._vector = torch.ones(self.COLUMNS, device=device)
+        self._next = 0
+        ways = {
+            "torch.sum": lambda rows: rows.sum(),
+            "torch.mv": lambda rows: (rows @ self._vector).sum(),
+            "torch.sum of rows": lambda rows: rows.sum(dim=1).sum(),
+        }
+        calls = {name: partial(way, self._block) for name, way in ways.items()}
+        first = {name: timer.first(call)[1] for name, call in calls.items()}
+        timings, self.cores = timer.compare(calls, first)
+        self.way = min(timings, key=lambda name: timings[name].median)
+        self._read = ways[self.way]
+        self.bandwidth = self._block.nbytes / timings[self.way].median
+
+    def floats(self, size: int) -> int:
+        """How many numbers a read of ``size`` bytes takes in: whole rows of the block, all of them at most."""
+        return self._count(size) * self.COLUMNS
+
+    def _count(self, size: int) -> int:
+        return min(len(self._block), max(1, round(size / (4 * self.COLUMNS))))
+
+    def read(self, size: int) -> torch.Tensor:
+        """Read ``size`` bytes that no recent call has read; returns the number of float32 among them, counted."""
+        count = self._count(size)
+        if self._next + count > len(self._block):
+            self._next = 0
+        rows = self._block[self._next : self._next + count]
+        self._next += count
+        return self._read(rows)

@@ -1,0 +1,88 @@
+"""The published algorithm, written afresh from its formulas (VisionSelector, arXiv 2510.16598), in eager PyTorch.
+
+One pool of tokens, as published. Nothing in it waits for an accelerator.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BISECTIONS = 64
+BRACKET = 10.0  # logits beyond the scores' range between which the threshold is searched
+
+
+def importance_scores(
+    tokens: Tensor,  # [N, D]
+    q_weight: Tensor,  # [h, D]
+    q_bias: Tensor,  # [h]
+    k_weight: Tensor,  # [h, D]
+    k_bias: Tensor,  # [h]
+) -> Tensor:  # [N]
+    """``s_i = mean_j (q_i . k_j) / sqrt(h)``, by way of the N x N matrix."""
+    queries = F.linear(tokens, q_weight, q_bias)
+    keys = F.linear(tokens, k_weight, k_bias)
+    return (queries @ keys.T).mean(dim=1) / math.sqrt(q_weight.shape[0])
+
+
+def topk_indices(scores: Tensor, k: int) -> Tensor:
+    """int64 [k], ascending."""
+    return scores.topk(k).indices.sort().values
+
+
+def topk_mask(scores: Tensor, k: int) -> Tensor:
+    """[N] in the dtype of the scores: 1 for the k largest, 0 for the others."""
+    return torch.zeros_like(scores).scatter(0, scores.topk(k).indices, 1.0)
+
+
+def soft_topk(scores: Tensor, k: int, temperature: float = 1.0) -> Tensor:
+    """[N]: ``p_i = sigmoid((s_i + t) / temperature)`` with ``t`` found by bisection so that they sum to k."""
+    return SoftTopK.apply(scores, k, temperature)
+
+
+class SoftTopK(torch.autograd.Function):
+    """(scores [N], k, temperature) -> probabilities [N], with the gradient of the exact solution."""
+
+    @staticmethod
+    def forward(ctx, scores, k, temperature):
+        low = -scores.max() - BRACKET * temperature
+        high = -scores.min() + BRACKET * temperature
+        for _ in range(BISECTIONS):
+            middle = 0.5 * (low + high)
+            too_few = torch.sigmoid((scores + middle) / temperature).sum() < k
+            low = torch.where(too_few, middle, low)
+            high = torch.where(too_few, high, middle)
+        probs = torch.sigmoid((scores + 0.5 * (low + high)) / temperature)
+        ctx.save_for_backward(probs)
+        ctx.temperature = temperature
+        return probs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_probs):
+        (probs,) = ctx.saved_tensors
+        slopes = probs * (1 - probs)
+        mean = (slopes * grad_probs).sum() / slopes.sum()
+        return slopes * (grad_probs - mean) / ctx.temperature, None, None
+
+
+def topk_consistency_loss(probs: Tensor, scores: Tensor, k: int) -> Tensor:
+    """Scalar: binary cross-entropy of the soft Top-K towards the hard one, mean over the tokens."""
+    return F.binary_cross_entropy(probs, topk_mask(scores, k))
+
+
+def select_tokens(
+    tokens: Tensor,  # [N, D]
+    q_weight: Tensor,  # [h, D]
+    q_bias: Tensor,  # [h]
+    k_weight: Tensor,  # [h, D]
+    k_bias: Tensor,  # [h]
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inference: kept rows [k, D], their indices [k], scores [N], and the probabilities [N] that nothing reads."""
+    scores = importance_scores(tokens, q_weight, q_bias, k_weight, k_bias)
+    indices = topk_indices(scores, k)
+    probs = soft_topk(scores, k)
+    return tokens[indices], indices, scores, probs

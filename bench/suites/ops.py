@@ -1,0 +1,164 @@
+"""Every operator against its competitors: verified, timed in one run, compared with the targets."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bench.harness import Arguments, Recorder, device_argument, environment, peak_memory
+from bench.ops_cases import cases
+from bench.ops_run import Row, measure, measure_small
+from bench.ops_small import small_calls
+from bench.ops_summary import disturbance, failures, notes, record, table
+from bench.ops_timing import Stream, Timer
+from bench.ops_verify import WrongResult
+from bench.ops_workload import Sizes, Workload
+
+PROGRAM = "python -m bench ops"
+SEED = 0
+RECORDS, SUMMARY = "rows.jsonl", "summary.json"
+SECONDS, QUICK_SECONDS = 1.5, 0.5  # that the calls of one row take together
+FILE_WIDTH = 150  # columns of the table where no terminal says
+
+
+def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
+    """Run the suite.
+
+    Args:
+        argv: command line after the name of the suite.
+        sizes: of tokens and scorer; None: those of the targets.
+
+    Returns:
+        Exit code: 0; 1 for a wrong result, or a missed target with ``--check``; 130 when interrupted.
+    """
+    started = time.perf_counter()
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.check and args.device.type != "cpu":
+        parser.error("argument --check: the targets are those of the CPU, expected --device cpu")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        # What an earlier run made of its records must not lie beside the records of this one.
+        (args.out / SUMMARY).unlink(missing_ok=True)
+        recorder = Recorder(args.out / RECORDS)
+    except OSError as error:
+        parser.error(f"argument --out: {error}")
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        with recorder:
+            facts = {**environment(args.device), "seed": SEED, "quick": args.quick}
+            recorder.write("run", **facts)
+            _print_header(console, facts)
+            rows, skipped = _measure(args, sizes or Sizes(), recorder, console)
+    except WrongResult as error:
+        print(f"{PROGRAM}: wrong result, so no times: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; what was measured is in {recorder.path}", file=sys.stderr)
+        return 130
+    finally:
+        torch.set_num_threads(threads)
+
+    missed = failures(rows)
+    disturbed = disturbance(rows, min(args.threads, facts["cores"]))
+    outcome = {"missed": missed, "skipped": skipped, "disturbed": disturbed, "seconds": time.perf_counter() - started}
+    summary = {**facts, **outcome, "peak_memory": peak_memory(args.device)}
+    (args.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    _print_results(console, rows, summary, args.out)
+    if not args.check:
+        return 0
+    for sentence in missed:
+        print(f"{PROGRAM}: missed target: {sentence}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def _parser() -> Arguments:
+    parser = Arguments(PROGRAM, description=__doc__)
+    parser.add_argument("--device", type=device_argument, default="cpu", help="default: cpu")
+    parser.add_argument("--threads", type=_threads, default=2, metavar="N", help="of torch on the CPU (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="leave out the rows that take long, repeat less")
+    parser.add_argument("--out", type=Path, default=Path("out/ops"), metavar="DIR", help="default: out/ops")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
+    return parser
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= 1")
+    return int(text)
+
+
+def _print_header(console: Console, facts: dict[str, Any]) -> None:
+    console.print(
+        f"machine  {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, {facts['memory_gib']} GiB; "
+        f"device {facts['device']}, seed {facts['seed']}\n"
+        f"versions torch {facts['torch']}, python {facts['python']}, vs_kernels {facts['vs_kernels']}, "
+        f"its CPU kernels: {facts['cpu_kernels']}",
+        soft_wrap=True,
+    )
+
+
+def _measure(
+    args: argparse.Namespace, sizes: Sizes, recorder: Recorder, console: Console
+) -> tuple[list[Row], list[str]]:
+    """The rows, and what ``--quick`` left out."""
+    timer = Timer(args.device, QUICK_SECONDS if args.quick else SECONDS)
+    rows: list[Row] = []
+    skipped: list[str] = []
+
+    def add(row: Row) -> None:
+        recorder.write("row", **record(row))
+        rows.append(row)
+
+    with console.status("measuring the read bandwidth") as status:
+        stream = Stream(sizes.stream_bytes, args.device, timer)
+        recorder.write("bandwidth", way=stream.way, bytes_per_second=stream.bandwidth, cores=stream.cores)
+        console.print(
+            f"reads    {stream.bandwidth / 1e9:.1f} GB/s, {args.threads} threads, by {stream.way} over "
+            f"{sizes.stream_bytes / 2**20:,.0f} MiB, the fastest of a few ways; got {stream.cores:.1f} cores\n"
+        )
+        work = Workload(sizes, args.device, stream, SEED)
+        for case in cases(work):
+            where = f"{case.operator}, {case.shape}, against {case.against}"
+            if case.slow and args.quick:
+                skipped.append(where)
+                continue
+            status.update(where)
+            add(measure(case, work, timer))
+        for call in small_calls(work):
+            status.update(f"{call.operator}, {call.shape}")
+            add(measure_small(call, timer))
+    return rows, skipped
+
+
+def _print_results(console: Console, rows: list[Row], summary: dict[str, Any], out: Path) -> None:
+    console.print(table(rows))
+    console.print(
+        "Medians of interleaved calls; every result was verified against float64 first. Bandwidth: bytes that must be "
+        "moved over our time, as a share of the measured reads. Beyond its kernel alone (µs): the public call less the "
+        "dispatcher's operator on the same arguments, plus the latter on one token of width 8.",
+        style="dim",
+    )
+    for note in notes(rows):
+        console.print(note, style="dim")
+    for left_out in summary["skipped"]:
+        console.print(f"--quick left out: {left_out}", style="dim")
+    if summary["disturbed"]:
+        console.print(summary["disturbed"], style="red")
+    judged = sum(row.met is not None for row in rows)
+    peaks = ", ".join(f"{size / 2**30:.1f} GiB {name}" for name, size in summary["peak_memory"].items())
+    console.print(
+        f"\n{judged - len(summary['missed'])} of {judged} targets met; {summary['seconds']:.0f} s in all; "
+        f"peak memory: {peaks}"
+    )
+    for name in (RECORDS, SUMMARY):
+        console.print(f"  {out / name}", soft_wrap=True, markup=False)

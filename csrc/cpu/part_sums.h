@@ -1,0 +1,45 @@
+// Sums over the scores of one pool: in parts on all threads, the parts added in order.
+#pragma once
+
+#include <vector>
+
+#include "parallel.h"
+#include "simd/kernels.h"
+
+namespace vs_kernels {
+
+// Scores that make a thread's share worth its start.
+constexpr int64_t kPartScores = 16384;
+
+inline void add(SoftBalance& total, const SoftBalance& part) {
+  total.below += part.below;
+  total.all += part.all;
+  total.slope_below += part.slope_below;
+  total.slope_all += part.slope_all;
+  total.count_below += part.count_below;
+}
+
+inline void add(SoftSums& total, const SoftSums& part) {
+  total.value += part.value;
+  total.slope += part.slope;
+}
+
+inline void add(LossSums& total, const LossSums& part) {
+  total.loss += part.loss;
+  total.excess += part.excess;
+  total.slope += part.slope;
+}
+
+// sums_of(begin, count) for the parts of n scores, added up.
+template <class F>
+auto sum_parts(int64_t n, const F& sums_of) {
+  using Sums = decltype(sums_of(n, n));
+  std::vector<Sums> parts(num_parts(n, kPartScores));
+  for_each_part(n, kPartScores,
+                [&](int64_t part, int64_t begin, int64_t end) { parts[part] = sums_of(begin, end - begin); });
+  Sums total = {};
+  for (const Sums& part : parts) add(total, part);
+  return total;
+}
+
+}  // namespace vs_kernels

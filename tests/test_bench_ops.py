@@ -1,0 +1,245 @@
+import json
+import re
+
+import pytest
+import torch
+
+import vs_kernels
+from bench import ops_eager, published
+from bench.ops_cases import Case, Pair
+from bench.ops_run import Row, measure
+from bench.ops_summary import disturbance, failures
+from bench.ops_timing import Stream, Timer, Timing
+from bench.ops_verify import WrongResult, near
+from bench.ops_workload import Sizes
+from bench.suites import ops
+from vs_kernels import SelectionPlan, reference
+from vs_kernels.verify import Inputs
+
+CPU = torch.device("cpu")
+TINY = Sizes(width=16, hidden=8, short=24, middle=40, long=64, longest=96, small=32, small_width=16, stream_bytes=2**17)
+N, K = 61, 12
+
+
+@pytest.fixture
+def inputs() -> Inputs:
+    return Inputs.random(SelectionPlan([N], [K]), 16, 8, torch.float32).leaves(torch.float64)
+
+
+def test_published_scores_are_those_of_the_reference(inputs):
+    arguments = (inputs.tokens, *inputs.weights)
+    true = reference.importance_scores(*arguments, inputs.plan)
+    assert torch.allclose(published.importance_scores(*arguments), true, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", [ops_eager.collapsed_scores, ops_eager.collapsed_scores_by_sums])
+def test_collapsed_scores_are_those_of_the_reference_in_float32(inputs, form):
+    scores = form(inputs.tokens, *inputs.weights)
+    assert scores.dtype == torch.float32
+    assert torch.allclose(scores.double(), reference.importance_scores(inputs.tokens, *inputs.weights, inputs.plan))
+
+
+def test_published_indices_and_mask_are_those_of_the_reference(inputs):
+    assert torch.equal(published.topk_indices(inputs.scores, K), reference.topk_indices(inputs.scores, inputs.plan))
+    assert torch.equal(published.topk_mask(inputs.scores, K) > 0, reference.topk_mask(inputs.scores, inputs.plan))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_published_soft_topk_and_its_gradient_are_those_of_the_reference(inputs, temperature):
+    grad = torch.randn(N, dtype=torch.float64)
+    true, _ = reference.soft_topk(inputs.scores, inputs.plan, temperature)
+    probs = published.soft_topk(inputs.scores, K, temperature)
+    assert torch.allclose(probs, true, rtol=1e-12, atol=1e-14)
+    expected, found = (torch.autograd.grad(p, inputs.scores, grad)[0] for p in (true, probs))
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_published_loss_and_its_gradient_are_those_of_the_reference(inputs):
+    true = reference.topk_consistency_loss(inputs.scores, inputs.plan)
+    loss = published.topk_consistency_loss(published.soft_topk(inputs.scores, K), inputs.scores, K)
+    assert loss.item() == pytest.approx(true.item(), rel=1e-12)
+    expected, found = (torch.autograd.grad(value, inputs.scores)[0] for value in (true, loss))
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_composed_straight_through_gather_is_that_of_the_reference(inputs):
+    grad = torch.randn(K, 16, dtype=torch.float64)
+    leaves = [inputs.tokens, inputs.scores]
+    true, _ = reference.straight_through_gather(inputs.tokens, inputs.scores, inputs.plan)
+    kept = ops_eager.straight_through_gather(inputs.tokens, inputs.scores, K)
+    assert torch.allclose(kept, true)
+    for found, expected in zip(*(torch.autograd.grad(out, leaves, grad) for out in (kept, true)), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_published_selection_is_that_of_the_reference(inputs):
+    arguments = (inputs.tokens, *inputs.weights)
+    kept, indices, scores, probs = published.select_tokens(*arguments, K)
+    true_kept, true_indices, true_scores = reference.select_tokens(*arguments, inputs.plan)
+    assert torch.equal(indices, true_indices) and torch.equal(kept, true_kept) and torch.allclose(scores, true_scores)
+    assert probs.sum().item() == pytest.approx(K)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (torch.tensor([1.0, 2.001]), "result 0 is off by 1.0e-03"),
+        (torch.tensor([1.0, torch.nan]), "result 0 is off by nan"),
+        (torch.tensor([1.0]), r"result 0 has shape \(1,\), expected \(2,\)"),
+        (torch.tensor([1, 3]), "result 0 differs in 1 entries"),
+    ],
+)
+def test_a_wrong_result_is_refused(result, message):
+    truth = torch.tensor([1.0, 2.0], dtype=torch.float64 if result.is_floating_point() else result.dtype)
+    near([truth], [truth])([truth.to(result.dtype)])
+    with pytest.raises(WrongResult, match=message):
+        near([truth], [truth])([result])
+
+
+def test_the_tolerance_is_twice_the_error_of_float32_and_a_rounding():
+    true = torch.tensor([1.0], dtype=torch.float64)
+    verify = near([true], [true + 1e-3])
+    verify([(true + 1.9e-3).float()])
+    with pytest.raises(WrongResult):
+        verify([(true + 2.1e-3).float()])
+    near([true], [true])([(true + 2**-9).bfloat16()])
+
+
+def test_short_calls_are_repeated_within_a_sample_and_very_long_ones_called_once(monkeypatch):
+    monkeypatch.setattr("bench.ops_timing.ONCE_SECONDS", 0.0)
+    calls = {"call": lambda: pytest.fail("called again")}
+    timer = Timer(CPU, 0.01)
+    timings, cores = timer.compare(calls, {"call": timer.first(int)[1]})
+    assert len(timings["call"].wall) == timings["call"].batch == 1 and cores > 0
+
+    monkeypatch.undo()
+    timings, _ = timer.compare({"call": int}, {"call": timer.first(int)[1]})
+    assert timings["call"].batch > 100 and timings["call"].median < 1e-5
+
+
+def test_the_stream_reads_every_byte_and_goes_on_where_it_stopped():
+    stream = Stream(2**17, CPU, Timer(CPU, 0.001))
+    assert stream.bandwidth > 1e6
+    third = 3 * 4 * stream.COLUMNS
+    assert [stream.read(third).item() for _ in range(4)] == [stream.floats(third)] * 4 == [3 * stream.COLUMNS] * 4
+    assert stream.floats(2**30) == 2**17 / 4
+
+
+def _row(figure: float | None, target: float | None, unit: str = "x", cores: float = 2.0) -> Row:
+    times = Timing([1.0], [1.0], 1)
+    return Row("op", "N=1", "theirs", times, times, figure, figure, target, unit, None, cores, "gone")
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (_row(10.0, 10), None),
+        (_row(9.96, 10), "op, N=1: 9.96x against theirs (in process time 9.96x), expected at least 10x"),
+        (_row(0.5, None), None),
+        (_row(15.0, 15, "µs"), None),
+        (_row(15.1, 15, "µs"), "op, N=1: 15.1 µs beyond theirs (in process time 15.1 µs), expected at most 15 µs"),
+        (_row(None, 10), "op, N=1: not compared with theirs: gone"),
+        (_row(None, None), None),
+    ],
+)
+def test_missed_targets_are_named(row, sentence):
+    assert failures([row]) == ([sentence] if sentence else [])
+
+
+def test_a_disturbed_run_is_named():
+    assert disturbance([_row(1, 1, cores=1.9)], 2) is None
+    assert "disturbed 1 of 2 rows: work for 2 cores got as few as 1.2" in disturbance(
+        [_row(1, 1, cores=1.9), _row(1, 1, cores=1.2)], 2
+    )
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Runs the suite on tiny shapes for milliseconds; returns the exit code."""
+    monkeypatch.setattr(ops, "QUICK_SECONDS", 0.002)
+    return lambda *arguments: ops.main(["--quick", "--out", str(tmp_path), *arguments], TINY)
+
+
+def test_a_run_measures_every_operator_and_writes_it_down(tiny, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    assert tiny("--threads", "1") == 0
+    assert torch.get_num_threads() == threads
+
+    run, bandwidth, *rows = _records(tmp_path)
+    assert (run["threads"], bandwidth["record"]) == (1, "bandwidth")
+    operators = {row["operator"] for row in rows if row["unit"] == "µs"}
+    assert operators == {name for name in vs_kernels.__all__ if not name[0].isupper()} - {"functions", "reference"}
+    for row in rows:
+        for provider in ("ours", "theirs"):
+            wall = row[provider]["wall"]
+            assert 0 < wall["q20"] <= wall["q50"] <= wall["q80"]
+        if row["unit"] == "x":
+            assert row["figure"] == row["theirs"]["wall"]["q50"] / row["ours"]["wall"]["q50"]
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["missed"] and any("against definition" in row for row in summary["skipped"])
+    printed = capsys.readouterr().out
+    judged = sum(row["target"] is not None for row in rows)
+    assert f"{judged - len(summary['missed'])} of {judged} targets met" in printed
+    assert "--quick left out: " in printed
+
+
+def test_check_fails_a_run_that_misses_a_target(tiny, capsys):
+    assert tiny("--check") == 1
+    assert re.search(r"^python -m bench ops: missed target: .* expected at", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_wrong_provider_gives_no_times(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(published, "soft_topk", lambda scores, k, temperature=1.0: scores.softmax(0) * k)
+    assert tiny() == 1
+    captured = capsys.readouterr()
+    assert "wrong result, so no times: soft_topk, N=64 τ=1: 64 bisections: result 0 is off by" in captured.err
+    assert "ours" not in captured.out and not (tmp_path / "summary.json").exists()
+
+
+def test_a_wrong_result_of_ours_gives_no_times(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(vs_kernels, "topk_indices", lambda scores, plan: torch.arange(plan.total_kept))
+    assert tiny() == 1
+    assert "wrong result, so no times: topk_indices, N=64 k=20%: vs_kernels: result 0" in capsys.readouterr().err
+
+
+def test_a_competitor_that_cannot_run_is_missing(monkeypatch):
+    def broken(*_: object) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nat length")
+
+    pair = Pair(lambda: (torch.ones(1),), broken, near([torch.ones(1)], [torch.ones(1)]))
+    case = Case("op", "N=1", "compiled", 2.0, lambda _: pair)
+    row = measure(case, None, Timer(CPU, 0.001))
+    assert row.theirs is None and failures([row]) == ["op, N=1: not compared with compiled: missing: no C++ compiler"]
+
+
+def test_an_interrupted_run_keeps_what_was_measured(tiny, tmp_path, monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ops, "small_calls", interrupted)
+    assert tiny() == 130
+    assert "interrupted; what was measured is in" in capsys.readouterr().err
+    assert len(_records(tmp_path)) > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--threads 0", "argument --threads: got '0', expected an integer >= 1"),
+        ("--device abacus", "argument --device: no device 'abacus' on this machine, expected one of: cpu"),
+        ("--out file", "argument --out: "),
+    ],
+)
+def test_a_bad_argument_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        ops.main(arguments.split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"python -m bench ops: {message}") and error.count("\n") == 1
+
+
+def _records(directory) -> list[dict]:
+    return [json.loads(line) for line in (directory / "rows.jsonl").read_text().splitlines()]
