@@ -43,6 +43,7 @@ class Case(NamedTuple):
         target: least ratio of their time to ours; None: shown, not judged.
         prepare: makes the inputs and the true results.
         slow: left out by ``--quick``.
+        compiled: whether the competitor's first call compiles it.
         note: what a reader must know of the competitor.
     """
 
@@ -52,6 +53,7 @@ class Case(NamedTuple):
     target: float | None
     prepare: Callable[[Workload], Pair]
     slow: bool = False
+    compiled: bool = False
     note: str = ""
 
 
@@ -71,7 +73,7 @@ def cases(work: Workload) -> Iterator[Case]:
         yield Case(forward, shape, "collapsed, eager", 10, prepare)
         compiled = torch.compile(ops_eager.collapsed_scores_by_sums, dynamic=False)
         prepare = partial(_scores, length=length, dtype=bfloat16, competitor=compiled)
-        yield Case(forward, shape, "collapsed, compiled", 1.5, prepare, slow=True)
+        yield Case(forward, shape, "collapsed, compiled", 1.5, prepare, slow=True, compiled=True)
     for dtype in (float32, bfloat16):
         for length in (middle, long):
             shape = f"N={length:,} {_name(dtype)}"

@@ -62,6 +62,8 @@ def measure(case: Case, work: Workload, timer: Timer) -> Row:
     if pair.theirs:
         verify = pair.verify_theirs or pair.verify
         try:
+            if case.compiled:
+                pair.theirs()
             first["theirs"] = _verified(pair.theirs, verify, timer, f"{where}: {case.against}")
             calls["theirs"] = pair.theirs
         except TorchDynamoException as error:

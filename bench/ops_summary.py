@@ -14,10 +14,11 @@ UNDISTURBED = 0.9  # share of the cores asked for, below which other programs ha
 def table(rows: Sequence[Row]) -> Table:
     """One line for every row, the operator named where it changes."""
     result = Table(title="vs_kernels against", title_style="bold", box=box.ROUNDED, header_style="bold")
-    for name in ("operator", "shape", "against"):
-        result.add_column(name)
-    for name in ("ours", "theirs", "ratio", "of CPU time", "target", "", "bandwidth", "cores"):
-        result.add_column(name, justify="right", no_wrap=name != "of CPU time")
+    result.add_column("operator", min_width=len("straight_through_gather"))
+    for name in ("shape", "against"):
+        result.add_column(name, no_wrap=True)
+    for name in ("ours", "theirs", "ratio", "CPU time", "target", "", "bandwidth", "cores"):
+        result.add_column(name, justify="right", no_wrap=True)
     for number, row in enumerate(rows):
         following = rows[number + 1] if number + 1 < len(rows) else None
         result.add_row(

@@ -16,6 +16,7 @@ ROUNDS = 10
 MOST_SAMPLES = 20  # of one provider in one round
 SAMPLE_SECONDS = 2e-4  # a sample repeats shorter calls until it is this long, against which the clock is free
 SLOW_SECONDS = 0.2  # a call longer than this needs no second one to be estimated
+THRICE_SECONDS = 0.5  # a call shorter than this is timed at least three times
 ONCE_SECONDS = 3.0  # a call longer than this is timed once: the call that was verified
 PROBE_SIZE = 512  # of a matrix product that keeps all threads busy for some milliseconds
 
@@ -81,17 +82,19 @@ class Timer:
                 for name, call in repeated.items()
             }
             share = self.seconds / len(repeated)
-            rounds = max(1, min(ROUNDS, int(share / max(typical.values()))))
+            slowest = max(typical.values())
+            rounds = max(3 if slowest < THRICE_SECONDS else 1, min(ROUNDS, int(share / slowest)))
             blocks = {}
             for name, call in repeated.items():
                 batch = math.ceil(SAMPLE_SECONDS / typical[name])
                 samples = max(1, min(MOST_SAMPLES, int(share / rounds / (batch * typical[name]))))
                 timings[name] = Timing([], [], batch)
                 blocks[name] = partial(self._samples, call, samples, batch)
-            for _, name, block in interleaved(blocks, rounds):
+            for number, name, block in interleaved(blocks, rounds):
                 timings[name].wall.extend(sample.wall for sample in block)
                 timings[name].process.extend(sample.process for sample in block)
-                cores.append(self._cores())
+                if number == len(cores):
+                    cores.append(self._cores())
         return timings, quantiles(cores)["q50"]
 
     def _samples(self, call: Call, samples: int, batch: int) -> list[Seconds]:
@@ -117,8 +120,7 @@ class Timer:
     def _cores(self) -> float:
         """CPU time over wall time of work that can use every thread: below their number, others had the rest."""
         wall, process = time.perf_counter(), time.process_time()
-        for _ in range(2):
-            self._probe @ self._probe
+        self._probe @ self._probe
         return (time.process_time() - process) / (time.perf_counter() - wall)
 
 

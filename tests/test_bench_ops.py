@@ -1,5 +1,4 @@
 import json
-import re
 
 import pytest
 import torch
@@ -36,7 +35,8 @@ def test_published_scores_are_those_of_the_reference(inputs):
 def test_collapsed_scores_are_those_of_the_reference_in_float32(inputs, form):
     scores = form(inputs.tokens, *inputs.weights)
     assert scores.dtype == torch.float32
-    assert torch.allclose(scores.double(), reference.importance_scores(inputs.tokens, *inputs.weights, inputs.plan))
+    true = reference.importance_scores(inputs.tokens, *inputs.weights, inputs.plan)
+    assert torch.allclose(scores.double(), true, rtol=1e-4, atol=1e-5)
 
 
 def test_published_indices_and_mask_are_those_of_the_reference(inputs):
@@ -114,7 +114,7 @@ def test_short_calls_are_repeated_within_a_sample_and_very_long_ones_called_once
 
     monkeypatch.undo()
     timings, _ = timer.compare({"call": int}, {"call": timer.first(int)[1]})
-    assert timings["call"].batch > 100 and timings["call"].median < 1e-5
+    assert timings["call"].batch > 10 and timings["call"].median < 1e-5
 
 
 def test_the_stream_reads_every_byte_and_goes_on_where_it_stopped():
@@ -157,12 +157,13 @@ def test_a_disturbed_run_is_named():
 def tiny(tmp_path, monkeypatch):
     """Runs the suite on tiny shapes for milliseconds; returns the exit code."""
     monkeypatch.setattr(ops, "QUICK_SECONDS", 0.002)
+    monkeypatch.setattr("bench.ops_timing.ROUNDS", 2)
     return lambda *arguments: ops.main(["--quick", "--out", str(tmp_path), *arguments], TINY)
 
 
-def test_a_run_measures_every_operator_and_writes_it_down(tiny, tmp_path, capsys):
+def test_a_run_measures_every_operator_and_fails_a_check(tiny, tmp_path, capsys):
     threads = torch.get_num_threads()
-    assert tiny("--threads", "1") == 0
+    assert tiny("--threads", "1", "--check") == 1
     assert torch.get_num_threads() == threads
 
     run, bandwidth, *rows = _records(tmp_path)
@@ -178,29 +179,22 @@ def test_a_run_measures_every_operator_and_writes_it_down(tiny, tmp_path, capsys
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["missed"] and any("against definition" in row for row in summary["skipped"])
-    printed = capsys.readouterr().out
+    captured = capsys.readouterr()
     judged = sum(row["target"] is not None for row in rows)
-    assert f"{judged - len(summary['missed'])} of {judged} targets met" in printed
-    assert "--quick left out: " in printed
+    assert f"{judged - len(summary['missed'])} of {judged} targets met" in captured.out
+    assert "--quick left out: " in captured.out
+    assert captured.err.splitlines() == [f"python -m bench ops: missed target: {line}" for line in summary["missed"]]
 
 
-def test_check_fails_a_run_that_misses_a_target(tiny, capsys):
-    assert tiny("--check") == 1
-    assert re.search(r"^python -m bench ops: missed target: .* expected at", capsys.readouterr().err, re.MULTILINE)
-
-
-def test_a_wrong_provider_gives_no_times(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(published, "soft_topk", lambda scores, k, temperature=1.0: scores.softmax(0) * k)
+@pytest.mark.parametrize(("module", "who"), [(published, "definition"), (vs_kernels, "vs_kernels")])
+def test_a_wrong_result_gives_no_times(tiny, tmp_path, monkeypatch, capsys, module, who):
+    right = module.importance_scores
+    monkeypatch.setattr(module, "importance_scores", lambda *arguments: right(*arguments) * 1.001)
     assert tiny() == 1
     captured = capsys.readouterr()
-    assert "wrong result, so no times: soft_topk, N=64 τ=1: 64 bisections: result 0 is off by" in captured.err
-    assert "ours" not in captured.out and not (tmp_path / "summary.json").exists()
-
-
-def test_a_wrong_result_of_ours_gives_no_times(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(vs_kernels, "topk_indices", lambda scores, plan: torch.arange(plan.total_kept))
-    assert tiny() == 1
-    assert "wrong result, so no times: topk_indices, N=64 k=20%: vs_kernels: result 0" in capsys.readouterr().err
+    message = f"wrong result, so no times: importance_scores, N=40 float32: {who}: result 0 is off by"
+    assert message in captured.err
+    assert "ratio" not in captured.out and not (tmp_path / "summary.json").exists()
 
 
 def test_a_competitor_that_cannot_run_is_missing(monkeypatch):
@@ -214,13 +208,15 @@ def test_a_competitor_that_cannot_run_is_missing(monkeypatch):
 
 
 def test_an_interrupted_run_keeps_what_was_measured(tiny, tmp_path, monkeypatch, capsys):
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted(case: Case, *arguments: object) -> Row:
+        if case.operator == "topk_indices":
+            raise KeyboardInterrupt
+        return measure(case, *arguments)
 
-    monkeypatch.setattr(ops, "small_calls", interrupted)
+    monkeypatch.setattr(ops, "measure", interrupted)
     assert tiny() == 130
     assert "interrupted; what was measured is in" in capsys.readouterr().err
-    assert len(_records(tmp_path)) > 10
+    assert {record.get("operator") for record in _records(tmp_path)} == {None, "importance_scores"}
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,19 @@ from vs_kernels import SelectionPlan, reference, verify
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPECIAL = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -3.4e38])
-TEMPERATURES = (0.05, 0.5, 1.0, 4.0)
+TAKES_SCORES = verify.CALLS.keys() - {"importance_scores", "select_tokens"}
+# Where all probabilities of a pool are saturated, any threshold in a wide range solves its equation to float64.
+UNDETERMINED = {("soft_topk", "output 1"), ("soft_topk", "grad of scores")}
+SATURATED = 1e-5  # absolute error of what is zero in truth, and in practice
 
 # Derandomized: every run tries the same examples, so that a failure is a change of the code.
-few_examples = settings(max_examples=20, derandomize=True, database=None, deadline=None)
+few_examples = settings(max_examples=40, derandomize=True, database=None, deadline=None)
 every_backend = pytest.mark.parametrize("backend_name", BACKENDS)
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> SelectionPlan:
-    lengths = draw(st.lists(st.integers(0, 9) | st.integers(10, 300) | st.integers(1000, 1200), min_size=1, max_size=6))
+    lengths = draw(st.lists(st.integers(0, 9) | st.integers(10, 300) | st.integers(505, 600), min_size=1, max_size=5))
     shares = [draw(st.sampled_from([0.0, 1.0]) | st.floats(0, 1)) for _ in lengths]
     return SelectionPlan(lengths, [round(share * length) for share, length in zip(shares, lengths, strict=True)])
 
@@ -39,9 +42,6 @@ def score_values(kind: str, count: int, seed: int) -> torch.Tensor:
     return {"normal": normal, "equal": torch.full((count,), 0.3), "far": normal * 1e4, "close": 1 + normal * 1e-5}[kind]
 
 
-score_kinds = st.sampled_from(["normal", "tied", "special", "equal", "far", "close"])
-
-
 def strided(matrix: torch.Tensor, layout: str) -> torch.Tensor:
     """The same values, rows further apart in memory than they are wide."""
     rows, columns = matrix.shape
@@ -55,11 +55,11 @@ layouts = st.sampled_from(["packed", "odd", "wide"])
 
 
 @st.composite
-def inputs(draw: st.DrawFn) -> verify.Inputs:
+def inputs(draw: st.DrawFn, kinds: tuple[str, ...]) -> verify.Inputs:
     plan = draw(plans())
     width, hidden = draw(st.integers(1, 40) | st.sampled_from([64, 257])), draw(st.integers(1, 20))
     x = verify.Inputs.random(plan, width, hidden, draw(st.sampled_from(DTYPES)), seed=draw(st.integers(0, 2**16)))
-    x.scores = score_values(draw(score_kinds), plan.total_tokens, draw(st.integers(0, 2**16)))
+    x.scores = score_values(draw(st.sampled_from(kinds)), plan.total_tokens, draw(st.integers(0, 2**16)))
     x.tokens = strided(x.tokens, draw(layouts))
     return x
 
@@ -68,7 +68,7 @@ def inputs(draw: st.DrawFn) -> verify.Inputs:
 @pytest.mark.parametrize("name", verify.CALLS)
 def test_agrees_with_float64(backend_name: str, name: str) -> None:
     @few_examples
-    @given(inputs(), st.sampled_from(TEMPERATURES))
+    @given(inputs(("normal", "tied", "equal", "close")), st.sampled_from([0.5, 1.0, 4.0]))
     def check(x: verify.Inputs, temperature: float) -> None:
         with mock.patch.object(verify, "TEMPERATURE", temperature):
             for result, error, allowed in verify.errors(vk, name, x):
@@ -79,11 +79,28 @@ def test_agrees_with_float64(backend_name: str, name: str) -> None:
 
 
 @every_backend
+@pytest.mark.parametrize("name", sorted(TAKES_SCORES))
+def test_extreme_scores(backend_name: str, name: str) -> None:
+    @few_examples
+    @given(inputs(("special", "far")), st.sampled_from([0.01, 0.5, 4.0]))
+    def check(x: verify.Inputs, temperature: float) -> None:
+        with mock.patch.object(verify, "TEMPERATURE", temperature):
+            for result, error, allowed in verify.errors(vk, name, x):
+                if (name, result) in UNDETERMINED:
+                    assert not verify.results(vk, name, x.leaves())[result].isnan().any(), result
+                else:
+                    assert error <= allowed + SATURATED, result
+
+    with use_backend(backend_name):
+        check()
+
+
+@every_backend
 def test_pools_do_not_mix(backend_name: str) -> None:
     """Infinite and NaN tokens of one pool leave the results of the others as they are, to the bit."""
 
     @few_examples
-    @given(inputs(), st.integers(0, 5), st.sampled_from([math.inf, -math.inf, math.nan]))
+    @given(inputs(("normal",)), st.integers(0, 5), st.sampled_from([math.inf, -math.inf, math.nan]))
     def check(x: verify.Inputs, pool: int, value: float) -> None:
         pool = min(pool, x.plan.num_pools - 1)
         others = torch.ones(x.plan.total_tokens, dtype=torch.bool)

@@ -24,7 +24,7 @@ PROGRAM = "python -m bench ops"
 SEED = 0
 RECORDS, SUMMARY = "rows.jsonl", "summary.json"
 SECONDS, QUICK_SECONDS = 1.5, 0.5  # that the calls of one row take together
-FILE_WIDTH = 150  # columns of the table where no terminal says
+FILE_WIDTH = 152  # columns of the table where no terminal says
 
 
 def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
@@ -143,9 +143,10 @@ def _measure(
 def _print_results(console: Console, rows: list[Row], summary: dict[str, Any], out: Path) -> None:
     console.print(table(rows))
     console.print(
-        "Medians of interleaved calls; every result was verified against float64 first. Bandwidth: bytes that must be "
-        "moved over our time, as a share of the measured reads. Beyond its kernel alone (µs): the public call less the "
-        "dispatcher's operator on the same arguments, plus the latter on one token of width 8.",
+        "Medians of interleaved calls; every result was verified against float64 first. CPU time: the ratio of process "
+        "times. Bandwidth: bytes that must be moved over our time, as a share of the measured reads. Beyond its kernel "
+        "alone (µs): the public call less the dispatcher's operator on the same arguments, plus the latter on one "
+        "token of width 8.",
         style="dim",
     )
     for note in notes(rows):

@@ -32,14 +32,11 @@ class GatherTokensFunction(torch.autograd.Function):
     """(tokens [T, D], indices [K]) -> kept [K, D]."""
 
     @staticmethod
-    def forward(tokens, indices):
-        return _op(tokens, indices)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        tokens, indices = inputs
+    def forward(ctx, tokens, indices):
+        kept = _op(tokens, indices)
         ctx.save_for_backward(indices)
         ctx.total_tokens = tokens.shape[0]
+        return kept
 
     @staticmethod
     @once_differentiable

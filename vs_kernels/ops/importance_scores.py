@@ -59,15 +59,12 @@ class ImportanceScoresFunction(torch.autograd.Function):
     mean tokens [S, D], mean keys [S, h] and directions [S, D]."""
 
     @staticmethod
-    def forward(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths):
-        return _op(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        tokens, q_weight, q_bias, k_weight, _, cu_lengths = inputs
+    def forward(ctx, tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths):
+        output = _op(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
         _, mean_tokens, mean_keys, directions = output
         ctx.mark_non_differentiable(mean_tokens, mean_keys, directions)
         ctx.save_for_backward(tokens, q_weight, q_bias, k_weight, mean_tokens, mean_keys, directions, cu_lengths)
+        return output
 
     @staticmethod
     @once_differentiable

@@ -48,16 +48,13 @@ class SelectTokensFunction(torch.autograd.Function):
     kept [K, D], indices [K], scores [T], and the backward's mean tokens, mean keys and directions."""
 
     @staticmethod
-    def forward(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept):
-        return _op(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        tokens, q_weight, q_bias, k_weight, _, cu_lengths, _, _ = inputs
+    def forward(ctx, tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept):
+        output = _op(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept)
         _, indices, _, *parts = output
         ctx.mark_non_differentiable(indices, *parts)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(indices, tokens, q_weight, q_bias, k_weight, *parts, cu_lengths)
+        return output
 
     @staticmethod
     @once_differentiable

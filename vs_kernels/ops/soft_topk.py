@@ -46,16 +46,13 @@ class SoftTopKFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(scores, cu_lengths, cu_ks, temperature):
-        return _op(scores, cu_lengths, cu_ks, temperature)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        scores, cu_lengths, _, temperature = inputs
+    def forward(ctx, scores, cu_lengths, cu_ks, temperature):
+        output = _op(scores, cu_lengths, cu_ks, temperature)
         _, _, pivots, shifts = output
         ctx.mark_non_differentiable(pivots, shifts)
         ctx.save_for_backward(scores, pivots, shifts, cu_lengths)
         ctx.temperature = temperature
+        return output
 
     @staticmethod
     @once_differentiable

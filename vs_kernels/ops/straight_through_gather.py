@@ -55,16 +55,13 @@ class StraightThroughGatherFunction(torch.autograd.Function):
     temperature, scale) -> kept [K, D], indices [K], and the backward's pivots [S] and shifts [S]."""
 
     @staticmethod
-    def forward(tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, temperature, scale):
-        return _op(tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, temperature, scale)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        tokens, scores, _, cu_lengths, _, _, temperature, scale = inputs
+    def forward(ctx, tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, temperature, scale):
+        output = _op(tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, temperature, scale)
         _, indices, pivots, shifts = output
         ctx.mark_non_differentiable(indices, pivots, shifts)
         ctx.save_for_backward(tokens, scores, indices, pivots, shifts, cu_lengths)
         ctx.temperature, ctx.scale = temperature, scale
+        return output
 
     @staticmethod
     @once_differentiable

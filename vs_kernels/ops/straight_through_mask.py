@@ -62,16 +62,13 @@ class StraightThroughMaskFunction(torch.autograd.Function):
     dropped_scale) -> rows [T, D], and the backward's mask [T], pivots [S] and shifts [S]."""
 
     @staticmethod
-    def forward(tokens, scores, selection_scores, cu_lengths, cu_ks, temperature, dropped_scale):
-        return _op(tokens, scores, selection_scores, cu_lengths, cu_ks, temperature, dropped_scale)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        tokens, scores, _, cu_lengths, _, temperature, dropped_scale = inputs
+    def forward(ctx, tokens, scores, selection_scores, cu_lengths, cu_ks, temperature, dropped_scale):
+        output = _op(tokens, scores, selection_scores, cu_lengths, cu_ks, temperature, dropped_scale)
         _, mask, pivots, shifts = output
         ctx.mark_non_differentiable(mask, pivots, shifts)
         ctx.save_for_backward(tokens, scores, mask, pivots, shifts, cu_lengths)
         ctx.temperature, ctx.dropped_scale = temperature, dropped_scale
+        return output
 
     @staticmethod
     @once_differentiable

@@ -40,14 +40,12 @@ class TopKConsistencyLossFunction(torch.autograd.Function):
     """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], temperature) -> loss [], and its gradient [T]."""
 
     @staticmethod
-    def forward(scores, cu_lengths, cu_ks, temperature):
-        return _op(scores, cu_lengths, cu_ks, temperature)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def forward(ctx, scores, cu_lengths, cu_ks, temperature):
+        output = _op(scores, cu_lengths, cu_ks, temperature)
         _, grad_scores = output
         ctx.mark_non_differentiable(grad_scores)
         ctx.save_for_backward(grad_scores)
+        return output
 
     @staticmethod
     @once_differentiable

@@ -35,14 +35,12 @@ class TopKIndicesFunction(torch.autograd.Function):
     """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], total_kept) -> (indices [K],); no gradient."""
 
     @staticmethod
-    def forward(scores, cu_lengths, cu_ks, total_kept):
-        return (
+    def forward(ctx, scores, cu_lengths, cu_ks, total_kept):
+        output = (
             _op(scores, cu_lengths, cu_ks, total_kept),
         )  # torch.compile traces a tuple, not a lone result without gradient
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(*output)
+        return output
 
     @staticmethod
     def backward(ctx, _):

@@ -32,12 +32,10 @@ class TopKMaskFunction(torch.autograd.Function):
     """(scores [T], cu_lengths [S + 1], cu_ks [S + 1]) -> (mask [T],); no gradient."""
 
     @staticmethod
-    def forward(scores, cu_lengths, cu_ks):
-        return (_op(scores, cu_lengths, cu_ks),)  # torch.compile traces a tuple, not a lone result without gradient
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def forward(ctx, scores, cu_lengths, cu_ks):
+        output = (_op(scores, cu_lengths, cu_ks),)  # torch.compile traces a tuple, not a lone result without gradient
         ctx.mark_non_differentiable(*output)
+        return output
 
     @staticmethod
     def backward(ctx, _):

@@ -29,7 +29,7 @@ struct Sigmoid {
   q = q * rest + 1.666652113e-1f;
   q = q * rest + 4.999999404e-1f;
   const float mantissa = (q * rest * rest + rest) + 1.0f;
-  const int32_t scale_bits = (bits_of(shifted) + 127) << 23;
+  const int32_t scale_bits = static_cast<int32_t>(static_cast<uint32_t>(bits_of(shifted) + 127) << 23);
   return mantissa * float_of(scale_bits & -static_cast<int32_t>(abs_bits < kLargestBits));
 }
 
