@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sanitize clean
 
 demo: $(INSTALLED)  ## prefill with and without selection, on a real photo
 	$(VENV)/bin/python -m bench prefill
@@ -17,6 +17,9 @@ lint: $(INSTALLED)  ## style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+sanitize: $(INSTALLED)  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	$(MAKE) -C tests/sanitize PYTHON=$(abspath $(VENV))/bin/python -j2 run
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

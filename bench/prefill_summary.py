@@ -15,6 +15,9 @@ CHECKED_BUDGET = 0.2
 LEAST_SHARE_OF_TOKEN_RATIO = 0.9
 MOST_SELECTION = 0.01
 
+# Spread of the rounds above which a run says more about other programs than about this one.
+NOISY = 0.2
+
 
 class Row(NamedTuple):
     """One budget, against the run's largest budget as the baseline.
@@ -121,10 +124,22 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
+def noise(rows: Sequence[Row]) -> str | None:
+    """A sentence where other programs disturbed the run too much to trust it."""
+    worst = max(rows, key=lambda row: row.spread)
+    if worst.spread <= NOISY:
+        return None
+    return (
+        f"calls at budget {worst.budget:.0%} differ by {worst.spread:.0%} between rounds: other programs disturbed "
+        "the run, repeat it on a quiet machine"
+    )
+
+
 def failures(rows: Sequence[Row]) -> list[str]:
-    """What falls short of the targets, one sentence each."""
+    """What falls short of the targets, or makes it impossible to tell, one sentence each."""
     row = next(row for row in rows if row.budget == CHECKED_BUDGET)
-    found = []
+    disturbed = noise([rows[0], row])
+    found = [disturbed] if disturbed else []
     if row.llm_speedup < LEAST_SHARE_OF_TOKEN_RATIO * row.llm_ideal:
         found.append(
             f"at budget {row.budget:.0%} the LLM prefill is {row.llm_speedup:.2f}x faster (in process time "

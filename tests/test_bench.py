@@ -256,10 +256,16 @@ def test_missed_targets_are_named(llm, selection, missed):
     assert all(part in sentence for part, sentence in zip(missed, sentences, strict=True))
 
 
+def test_a_run_whose_rounds_differ_too_much_is_not_judged():
+    full = [_sample(1.0, 1050, llm=seconds, selection=0.01) for seconds in (5.25, 5.25, 8.0)]
+    (sentence,) = failures(summarise([*full, _sample(0.2, 250, llm=1.25, selection=0.01)]))
+    assert sentence.startswith("calls at budget 100% differ by 38% between rounds")
+
+
 def test_check_fails_a_run_that_misses_a_target(tiny, monkeypatch, capsys):
     monkeypatch.setattr(prefill, "failures", lambda rows: [f"{len(rows)} budgets are too slow"])
     assert tiny("--rounds", "1", "--budgets", "0.2", "--check") == 1
-    assert "python -m bench prefill: missed target: 2 budgets are too slow" in capsys.readouterr().err
+    assert "python -m bench prefill: check failed: 2 budgets are too slow" in capsys.readouterr().err
 
 
 def _records(directory) -> list[dict]:

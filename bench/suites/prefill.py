@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.harness import Arguments, Clock, Recorder, device_argument, environment, peak_memory
 from bench.photo import PATCH, read_photo
-from bench.prefill_summary import CHECKED_BUDGET, STAGES, Row, failures, summarise, table, total_ideal
+from bench.prefill_summary import CHECKED_BUDGET, STAGES, Row, failures, noise, summarise, table, total_ideal
 from vs_kernels.plan import SelectionPlan, check_budget
 
 if TYPE_CHECKING:  # transformers takes seconds to import, for which a mistyped argument should not wait
@@ -29,7 +29,6 @@ SEED = 0
 VISUAL_TOKENS = 1024
 BUDGETS = (1.0, 0.5, 0.3, 0.2, 0.1)
 RECORDS, SUMMARY, CHART, PICTURE = "samples.jsonl", "summary.json", "speedup.png", "kept_tokens.png"
-NOISY = 0.2  # spread of the rounds above which a reader should be told
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str], size: "Architecture | None" = None, visual_tokens:
         visual_tokens: number of visual tokens that the photo is resized for.
 
     Returns:
-        Exit code: 0; 1 for a wrong result, or a missed target with ``--check``; 130 when interrupted.
+        Exit code: 0; 1 for a wrong result and, with ``--check``, a missed target or a disturbed run; 130 interrupted.
     """
     started = time.perf_counter()
     parser = _parser()
@@ -107,7 +106,7 @@ def main(argv: Sequence[str], size: "Architecture | None" = None, visual_tokens:
     (args.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     _print_results(console, subject, rows, summary, args.out)
     for sentence in missed:
-        print(f"{PROGRAM}: missed target: {sentence}", file=sys.stderr)
+        print(f"{PROGRAM}: check failed: {sentence}", file=sys.stderr)
     return 1 if missed else 0
 
 
@@ -128,7 +127,9 @@ def _parser() -> Arguments:
     )  # fmt: skip
     parser.add_argument("--rounds", type=_rounds, default=3, metavar="N", help="runs of each budget (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("out/prefill"), metavar="DIR", help="default: out/prefill")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 when a target is missed, or the run is too disturbed to tell"
+    )
     return parser
 
 
@@ -222,8 +223,8 @@ def _print_results(console: Console, subject: "Subject", rows: list[Row], summar
         "free and the LLM's time in proportion to its sequence. Selection: all that is neither ViT nor LLM.",
         style="dim",
     )
-    if max(row.spread for row in rows) > NOISY:
-        console.print("The rounds differ a lot: other programs disturbed them. Repeat on a quiet machine.", style="red")
+    if disturbed := noise(rows):
+        console.print(f"Disturbed: {disturbed}.", style="bold red")
     if subject.caveat:
         console.print(subject.caveat, style="bold yellow")
     peaks = ", ".join(f"{size / 2**30:.1f} GiB {name}" for name, size in summary["peak_memory"].items())

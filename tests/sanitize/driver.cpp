@@ -47,8 +47,8 @@ uint32_t random_bits(int32_t dtype, Values values, std::mt19937& random) {
   const uint32_t pick = random();
   if (values == Values::kEqual) return one;
   if (values == Values::kTied) return sign | (one + (pick % 3 << mantissa));
-  // zero, the smallest and largest subnormal, one, the largest number, infinity, NaN
-  const uint32_t specials[] = {0, 1, (1u << mantissa) - 1, one, infinity - 1, infinity, infinity | 1u << (mantissa - 1)};
+  const uint32_t largest_subnormal = (1u << mantissa) - 1, nan = infinity | 1u << (mantissa - 1);
+  const uint32_t specials[] = {0, 1, largest_subnormal, one, infinity - 1, infinity, nan};
   if (values == Values::kSpecial && pick % 2) return sign | specials[pick / 2 % 7];
   return sign | (one + (random() % (2u << mantissa)) - (1u << mantissa));
 }
