@@ -7,7 +7,7 @@ namespace vs_kernels {
 // indices: int64 [K] on the CPU, strictly ascending rows of a matrix of `count` rows. So each row is met once.
 Tensor ascending_rows(const Tensor& indices, int64_t count);
 
-// out[i] = factor * tokens[indices[i]], packed rows
-void gather_rows(const Rows& tokens, const int64_t* indices, int64_t kept, float factor, void* out);
+// [K, D]: factor * tokens[indices[i]]
+Tensor gather_rows(const Rows& tokens, const int64_t* indices, int64_t kept, float factor);
 
 }  // namespace vs_kernels

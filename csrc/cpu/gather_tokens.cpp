@@ -2,10 +2,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "gather.h"
-#include "parallel.h"
 
 namespace vs_kernels {
 namespace {
@@ -14,9 +12,7 @@ Tensor gather_tokens(Tensor tokens,     // [T, D]
                      Tensor indices) {  // int64 [K]
   const Rows rows = float_rows(tokens, "tokens");
   indices = ascending_rows(indices, rows.count);
-  const Tensor kept = new_rows(rows, indices.numel());
-  gather_rows(rows, const_data<int64_t>(indices), indices.numel(), 1.0f, kept.mutable_data_ptr());
-  return kept;
+  return gather_rows(rows, const_data<int64_t>(indices), indices.numel(), 1.0f);
 }
 
 // -> [T, D]
@@ -26,24 +22,21 @@ Tensor gather_tokens_backward(Tensor grad_kept,  // [K, D]
   const Rows grads = float_rows(grad_kept, "grad_kept");
   STD_TORCH_CHECK(total_tokens >= 0, "total_tokens: got ", total_tokens, ", expected at least 0");
   indices = ascending_rows(indices, total_tokens);
-  STD_TORCH_CHECK(grads.count == indices.numel(), "grad_kept: got ", grads.count, " rows, expected ",
-                  indices.numel());
-  const Tensor grad_tokens = new_rows(grads, total_tokens);
+  STD_TORCH_CHECK(grads.count == indices.numel(), "grad_kept: got ", grads.count, " rows, expected ", indices.numel());
+  const RowResults grad_tokens(grads, total_tokens);
   const int64_t* index = const_data<int64_t>(indices);
   const int64_t* indices_end = index + indices.numel();
-  char* out = data<char>(grad_tokens);
-  const int64_t bytes = grads.row_bytes();
-  for_each_part(total_tokens, rows_per_part(grads), [&](int64_t, int64_t begin, int64_t end) {
+  for_row_parts(grads, total_tokens, [&](int64_t begin, int64_t end) {
     const int64_t* next = std::lower_bound(index, indices_end, begin);
     for (int64_t row = begin; row < end; ++row) {
       if (next != indices_end && *next == row) {
-        std::memcpy(out + row * bytes, grads.row(next++ - index), bytes);
+        grad_tokens.copy(row, grads.row(next++ - index));
       } else {
-        std::memset(out + row * bytes, 0, bytes);
+        grad_tokens.zero(row);
       }
     }
   });
-  return grad_tokens;
+  return grad_tokens.tensor;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vs_kernels, CPU, m) {
@@ -67,18 +60,23 @@ Tensor ascending_rows(const Tensor& indices, int64_t count) {
   return rows;
 }
 
-void gather_rows(const Rows& tokens, const int64_t* indices, int64_t kept, float factor, void* out) {
-  const int64_t bytes = tokens.row_bytes();
-  for_each_part(kept, rows_per_part(tokens), [&](int64_t, int64_t begin, int64_t end) {
+Tensor gather_rows(const Rows& tokens, const int64_t* indices, int64_t kept, float factor) {
+  const RowResults out(tokens, kept);
+  for_row_parts(tokens, kept, [&](int64_t begin, int64_t end) {
+    if (factor == 1.0f && out.past_caches) {
+      simd().copy_rows(tokens.data, tokens.stride * tokens.entry_bytes, indices + begin, end - begin, out.row_bytes,
+                       out.row(begin));
+      return;
+    }
     for (int64_t i = begin; i < end; ++i) {
-      char* to = static_cast<char*>(out) + i * bytes;
       if (factor == 1.0f) {
-        std::memcpy(to, tokens.row(indices[i]), bytes);
+        out.copy(i, tokens.row(indices[i]));
       } else {
-        tokens.kernels->scale_row(tokens.row(indices[i]), tokens.columns, factor, to);
+        tokens.kernels->scale_row(tokens.row(indices[i]), tokens.columns, factor, out.row(i), out.past_caches);
       }
     }
   });
+  return out.tensor;
 }
 
 }  // namespace vs_kernels

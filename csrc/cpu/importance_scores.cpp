@@ -14,7 +14,7 @@
 namespace vs_kernels {
 namespace {
 
-constexpr int64_t kPartWeightRows = 64;
+constexpr int64_t kPartWeightRows = 128;
 constexpr int64_t kPartTokens = 128;
 // Of the sum of absolute values: a few units in the last place of float32.
 constexpr double kSumRounding = 0x1p-22;
@@ -52,8 +52,8 @@ float sum_beyond_rounding(const float* terms, int64_t n) {
 void matrix_times(const Rows& matrix, const float* vectors, int64_t count, const float* factors, const float* bias,
                   float* out) {
   for_each_part(matrix.count, kPartWeightRows, [&](int64_t, int64_t begin, int64_t end) {
-    matrix.kernels->row_dots(matrix.row(begin), matrix.stride, end - begin, matrix.columns, vectors, count,
-                             out + begin, matrix.count);
+    matrix.kernels->row_dots(matrix.row(begin), matrix.stride, end - begin, matrix.columns, vectors, count, out + begin,
+                             matrix.count);
     for (int64_t p = 0; p < count; ++p) {
       for (int64_t row = begin; row < end; ++row) out[p * matrix.count + row] += factors[p] * bias[row];
     }
@@ -77,19 +77,18 @@ std::vector<Part> parts_of(const PoolSums& lengths) {
 
 // sum over p of factors[p] x vectors[p], a matrix like `like`; factors [count, h], vectors [count, D]
 Tensor outer_sum(const Rows& like, const float* factors, const float* vectors, int64_t count) {
-  const Tensor out = new_rows(like, like.count);
-  char* to = data<char>(out);
-  for_each_part(like.count, kPartWeightRows, [&](int64_t, int64_t begin, int64_t end) {
-    like.kernels->outer_sum(factors + begin, like.count, vectors, count, end - begin, like.columns,
-                            to + begin * like.row_bytes());
+  const RowResults out(like, like.count);
+  for_row_parts(like, like.count, [&](int64_t begin, int64_t end) {
+    like.kernels->outer_sum(factors + begin, like.count, vectors, count, end - begin, like.columns, out.row(begin),
+                            out.past_caches);
   });
-  return out;
+  return out.tensor;
 }
 
 // sum over p of factors[p] * vectors[p], a vector like `like`
 Tensor combine(const Tensor& like, const float* factors, const float* vectors, int64_t count) {
   const Tensor out = new_tensor({like.numel()}, dtype_of(like));
-  row_kernels(like, "q_bias").outer_sum(factors, 1, vectors, count, 1, like.numel(), out.mutable_data_ptr());
+  row_kernels(like, "q_bias").outer_sum(factors, 1, vectors, count, 1, like.numel(), out.mutable_data_ptr(), false);
   return out;
 }
 
@@ -138,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> importance_scores_backward(
   const float* grad = const_data<float>(grad_scores);
   const float scale = inverse_sqrt(hidden);
 
-  std::vector<float> totals(pools);                               // G / sqrt(h)
+  std::vector<float> totals(pools);                                 // G / sqrt(h)
   std::vector<float> weighted(wants_weighted ? pools * width : 0);  // y / sqrt(h)
   for_each_pool(lengths, kManyRows, [&](int64_t pool) {
     const int64_t first = lengths.begin(pool), n = lengths.length(pool);
@@ -169,16 +168,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> importance_scores_backward(
       const float share = 1.0f / static_cast<float>(std::max<int64_t>(1, lengths.length(pool)));
       for (int64_t c = 0; c < width; ++c) shared[pool * width + c] *= share;
     }
-    grad_tokens = new_rows(rows, rows.count);
-    char* out = data<char>(grad_tokens);
+    const RowResults out(rows, rows.count);
     const float* direction = const_data<float>(directions);
     const std::vector<Part> parts = parts_of(lengths);
     for_each_part(static_cast<int64_t>(parts.size()), 1, [&](int64_t i, int64_t, int64_t) {
-      for (int64_t row = parts[i].begin; row < parts[i].end; ++row) {
-        rows.kernels->affine_row(direction + parts[i].pool * width, grad[row] * scale,
-                                 shared.data() + parts[i].pool * width, width, out + row * rows.row_bytes());
+      const auto [pool, begin, end] = parts[i];
+      for (int64_t row = begin; row < end; ++row) {
+        rows.kernels->affine_row(direction + pool * width, grad[row] * scale, shared.data() + pool * width, width,
+                                 out.row(row), out.past_caches);
       }
+      finish_writes();
     });
+    grad_tokens = out.tensor;
   }
   return {grad_tokens, grad_q_weight, grad_q_bias, grad_k_weight, grad_k_bias};
 }

@@ -19,10 +19,7 @@ inline void add(SoftBalance& total, const SoftBalance& part) {
   total.count_below += part.count_below;
 }
 
-inline void add(SoftSums& total, const SoftSums& part) {
-  total.value += part.value;
-  total.slope += part.slope;
-}
+inline void add(double& total, double part) { total += part; }
 
 inline void add(LossSums& total, const LossSums& part) {
   total.loss += part.loss;

@@ -9,8 +9,8 @@ namespace {
 
 // Enough for many threads, few enough that the sums of the parts are little beside the rows.
 constexpr int64_t kMaxParts = 32;
-constexpr int64_t kPartAlignment = 64;
-constexpr int64_t kPartSums = 1024;
+constexpr int64_t kPartAlignment = 128;
+constexpr int64_t kBlockSums = 1024;
 // Bounds the memory that the sums of the parts take.
 constexpr int64_t kMaxSums = 8;
 
@@ -28,14 +28,16 @@ void sum_some(const Rows& rows, int64_t first, int64_t n, const float* weights, 
                                 weights ? weights + begin : nullptr, weights_stride, count,
                                 part_sums.get() + part * size);
   });
-  for_each_part(size, kPartSums, [&](int64_t, int64_t begin, int64_t end) {
-    double totals[kPartSums] = {};
+  // Little work: not worth another start of all threads.
+  for (int64_t begin = 0; begin < size; begin += kBlockSums) {
+    const int64_t end = std::min(size, begin + kBlockSums);
+    double totals[kBlockSums] = {};
     for (int64_t part = 0; part < parts; ++part) {
       const float* from = part_sums.get() + part * size;
       for (int64_t i = begin; i < end; ++i) totals[i - begin] += from[i];
     }
     for (int64_t i = begin; i < end; ++i) sums[i] = static_cast<float>(totals[i - begin]);
-  });
+  }
 }
 
 }  // namespace

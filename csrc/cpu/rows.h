@@ -1,8 +1,10 @@
 // A matrix of tokens or weights, and the inner loops of its number format.
 #pragma once
 
+#include <cstring>
+
 #include "isa.h"
-#include "tensors.h"
+#include "parallel.h"
 
 namespace vs_kernels {
 
@@ -23,8 +25,9 @@ inline const RowKernels& row_kernels(const Tensor& tensor, const char* name) {
   const ScalarType type = tensor.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, name,
                   ": expected float32, bfloat16 or float16");
-  return simd().rows[type == ScalarType::Float ? kFloat32Rows : type == ScalarType::Half ? kFloat16Rows
-                                                                                         : kBFloat16Rows];
+  return simd().rows[type == ScalarType::Float  ? kFloat32Rows
+                     : type == ScalarType::Half ? kFloat16Rows
+                                                : kBFloat16Rows];
 }
 
 // A float matrix on the CPU, of a given width unless that is negative. Rows may lie anywhere, entries in a line.
@@ -35,8 +38,8 @@ inline Rows float_rows(const Tensor& matrix, const char* name, int64_t columns =
                   columns);
   const RowKernels& kernels = row_kernels(matrix, name);
   const Tensor rows = matrix.stride(1) == 1 ? matrix : packed(matrix);
-  return {rows,           static_cast<const char*>(rows.const_data_ptr()),    rows.size(0), rows.size(1),
-          rows.stride(0), static_cast<int64_t>(rows.element_size()), &kernels};
+  return {rows,           static_cast<const char*>(rows.const_data_ptr()), rows.size(0), rows.size(1),
+          rows.stride(0), static_cast<int64_t>(rows.element_size()),       &kernels};
 }
 
 // Rows of the same number format, as written by the inner loops.
@@ -46,11 +49,60 @@ inline Rows float_rows_like(const Rows& like, const Tensor& matrix, const char* 
   return rows;
 }
 
-inline Tensor new_rows(const Rows& like, int64_t count) {
-  return new_tensor({count, like.columns}, dtype_of(like.tensor));
+// A matrix to write, with room for `count` rows like others.
+struct RowResults {
+  Tensor tensor;
+  char* data;
+  int64_t row_bytes;
+  // Written past the caches: those it would fill are better left to what is still needed.
+  bool past_caches;
+
+  RowResults(const Rows& like, int64_t count)
+      : tensor(new_tensor({count, like.columns}, dtype_of(like.tensor))),
+        data(vs_kernels::data<char>(tensor)),
+        row_bytes(like.row_bytes()),
+        past_caches(count * row_bytes >= kLargeResult && row_bytes % kLine == 0 &&
+                    reinterpret_cast<uintptr_t>(data) % kLine == 0) {}
+
+  void* row(int64_t i) const { return data + i * row_bytes; }
+
+  void zero(int64_t i) const {
+    if (past_caches) {
+      simd().zero_row(row_bytes, row(i));
+    } else {
+      std::memset(row(i), 0, row_bytes);
+    }
+  }
+
+  void copy(int64_t i, const void* from) const {
+    if (past_caches) {
+      constexpr int64_t kFirst = 0;
+      simd().copy_rows(from, 0, &kFirst, 1, row_bytes, row(i));
+    } else {
+      std::memcpy(row(i), from, row_bytes);
+    }
+  }
+
+ private:
+  static constexpr int64_t kLargeResult = int64_t{1} << 20;
+  static constexpr int64_t kLine = 64;
+};
+
+// What went past the caches becomes visible to the threads that read it next.
+inline void finish_writes() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
 }
 
-// Rows that make a thread's share worth its start.
-inline int64_t rows_per_part(const Rows& rows) { return std::max<int64_t>(1, 65536 / (rows.row_bytes() + 1)); }
+// f(begin, end) for parts of `count` rows, on all threads.
+template <class F>
+void for_row_parts(const Rows& rows, int64_t count, const F& f) {
+  const int64_t part_rows = std::max<int64_t>(1, 65536 / (rows.row_bytes() + 1));
+  for_each_part(count, part_rows, [&](int64_t, int64_t begin, int64_t end) {
+    f(begin, end);
+    finish_writes();
+  });
+}
 
 }  // namespace vs_kernels

@@ -6,7 +6,6 @@
 #include "gather.h"
 #include "hard_topk.h"
 #include "importance.h"
-#include "parallel.h"
 
 namespace vs_kernels {
 namespace {
@@ -25,10 +24,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> select_tokens(Tensor 
   const PoolSums ks = pool_ks(cu_ks, lengths, total_kept);
   const ImportanceScores importance = score_tokens(rows, q_weight, q_bias, k_weight, k_bias, lengths);
   const Tensor indices = new_int64({total_kept});
-  const Tensor kept = new_rows(rows, total_kept);
   int64_t* index = data<int64_t>(indices);
   write_all_indices(const_data<float>(importance.scores), lengths, ks, index);
-  gather_rows(rows, index, total_kept, 1.0f, kept.mutable_data_ptr());
+  const Tensor kept = gather_rows(rows, index, total_kept, 1.0f);
   return {kept, indices, importance.scores, importance.mean_tokens, importance.mean_keys, importance.directions};
 }
 

@@ -19,24 +19,6 @@ constexpr double kLastStep = 2e-4;
 constexpr int kMaxSteps = 96;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The part of the Jacobian that the whole pool shares; inverse_slope is 0 where no probability can move.
-SoftGradient soft_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
-                           float grad_threshold) {
-  if (!std::isfinite(scale.shift)) return {};
-  const auto sums_around = [&](float centre) {
-    return sum_parts(n, [&](int64_t begin, int64_t count) {
-      return simd().soft_backward_sums(scores + begin, grad_probs + begin, count, scale, centre);
-    });
-  };
-  const SoftSums sums = sums_around(0.0f);
-  if (sums.slope == 0.0) return {};
-  // The gradients of a pool add up to zero. Around the mean the terms are as small as the result, so that this holds
-  // to the rounding of the result, also where g varies little.
-  const float mean = static_cast<float>(sums.value / sums.slope);
-  const float rest = static_cast<float>(sums_around(mean).value / sums.slope);
-  return {mean, rest, static_cast<float>(1.0 / sums.slope), grad_threshold};
-}
-
 }  // namespace
 
 float inverse_temperature(double temperature) {
@@ -69,8 +51,8 @@ SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, const HardT
     // how many more or fewer than k those are. The logarithms of the two sides are nearly linear in the shift, also
     // where all probabilities are small or saturated, so that Newton's method takes few steps.
     const float at = static_cast<float>(shift);
-    const SoftBalance sums = sum_parts(
-        n, [&](int64_t begin, int64_t count) { return simd().soft_balance(centred + begin, count, at); });
+    const SoftBalance sums =
+        sum_parts(n, [&](int64_t begin, int64_t count) { return simd().soft_balance(centred + begin, count, at); });
     const double ahead = static_cast<double>(n) - sums.count_below - static_cast<double>(k);
     const double surplus = sums.below + std::max(ahead, 0.0);
     const double lack = sums.all - sums.below + std::max(-ahead, 0.0);
@@ -90,20 +72,35 @@ void soft_probs(float* centred, int64_t n, float shift) {
     std::fill_n(centred, n, shift < 0.0f ? 0.0f : 1.0f);
     return;
   }
-  for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
-    simd().soft_probs(centred + begin, end - begin, shift);
-  });
+  for_each_part(n, kPartScores,
+                [&](int64_t, int64_t begin, int64_t end) { simd().soft_probs(centred + begin, end - begin, shift); });
 }
 
 void soft_topk_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float grad_threshold,
                         float* grad_scores) {
-  const SoftGradient gradient = soft_gradient(scores, grad_probs, n, scale, grad_threshold);
-  if (gradient.inverse_slope == 0.0f) {
+  float* slopes = grad_scores;
+  const double slope = !std::isfinite(scale.shift) ? 0.0 : sum_parts(n, [&](int64_t begin, int64_t count) {
+    return simd().soft_slopes(scores + begin, count, scale, slopes + begin);
+  });
+  // Then no probability can move.
+  if (slope == 0.0) {
     std::fill_n(grad_scores, n, 0.0f);
     return;
   }
+  const auto mean_around = [&](float centre) {
+    return sum_parts(n,
+                     [&](int64_t begin, int64_t count) {
+                       return simd().centred_sum(slopes + begin, grad_probs + begin, count, centre);
+                     }) /
+           slope;
+  };
+  // The gradients of a pool add up to zero. Around the mean the terms are as small as the result, so that this holds
+  // to the rounding of the result, also where g varies little.
+  const float mean = static_cast<float>(mean_around(0.0f));
+  const SoftGradient gradient = {scale.inverse_temperature, mean, static_cast<float>(mean_around(mean)),
+                                 static_cast<float>(1.0 / slope), grad_threshold};
   for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
-    simd().soft_backward(scores + begin, grad_probs + begin, end - begin, scale, gradient, grad_scores + begin);
+    simd().soft_backward(scores + begin, grad_probs + begin, end - begin, gradient, grad_scores + begin);
   });
 }
 

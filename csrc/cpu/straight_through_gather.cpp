@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 
 #include "gather.h"
@@ -26,7 +25,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> straight_through_gather(Tensor tokens
   scores = float_vector(scores, "scores", rows.count);
   const Tensor ranking = ranking_scores(selection_scores, scores);
   const Tensor indices = new_int64({total_kept});
-  const Tensor kept = new_rows(rows, total_kept);
   const float* rank = const_data<float>(ranking);
   int64_t* index = data<int64_t>(indices);
   const auto choose = [&](int64_t pool, const HardTopK& topk) {
@@ -34,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> straight_through_gather(Tensor tokens
     write_indices(rank + row, lengths.length(pool), topk, row, index + ks.begin(pool));
   };
   const auto [pivots, shifts] = choose_tokens(const_data<float>(scores), rank, lengths, ks, temperature, choose);
-  gather_rows(rows, index, total_kept, static_cast<float>(scale), kept.mutable_data_ptr());
+  const Tensor kept = gather_rows(rows, index, total_kept, static_cast<float>(scale));
   return {kept, indices, pivots, shifts};
 }
 
@@ -53,39 +51,37 @@ std::tuple<Tensor, Tensor> straight_through_gather_backward(Tensor grad_kept,   
   const PoolSums lengths = pool_lengths(cu_lengths, rows.count);
   scores = float_vector(scores, "scores", rows.count);
   indices = ascending_rows(indices, rows.count);
-  STD_TORCH_CHECK(grads.count == indices.numel(), "grad_kept: got ", grads.count, " rows, expected ",
-                  indices.numel());
+  STD_TORCH_CHECK(grads.count == indices.numel(), "grad_kept: got ", grads.count, " rows, expected ", indices.numel());
   STD_TORCH_CHECK(output_mask.size() == 2, "output_mask: got ", output_mask.size(), " entries, expected 2");
   const bool wants_tokens = output_mask[0], wants_scores = output_mask[1];
-  const Tensor grad_tokens = wants_tokens ? new_rows(rows, rows.count) : new_tensor({0}, dtype_of(tokens));
+  const RowResults grad_tokens(rows, wants_tokens ? rows.count : 0);
   const std::unique_ptr<float[]> credit(new float[wants_scores ? rows.count : 0]);
   const int64_t* index = const_data<int64_t>(indices);
   const int64_t* indices_end = index + indices.numel();
-  char* out = data<char>(grad_tokens);
-  const int64_t bytes = rows.row_bytes();
   const float factor = static_cast<float>(scale);
   // Every row is written once: from its gradient if it was kept, else zero.
-  for_each_part(rows.count, rows_per_part(rows), [&](int64_t, int64_t begin, int64_t end) {
+  for_row_parts(rows, rows.count, [&](int64_t begin, int64_t end) {
     const int64_t* next = std::lower_bound(index, indices_end, begin);
     for (int64_t row = begin; row < end; ++row) {
-      char* to = wants_tokens ? out + row * bytes : nullptr;
+      void* to = wants_tokens ? grad_tokens.row(row) : nullptr;
       const bool kept = next != indices_end && *next == row;
       float dot = 0.0f;
       if (kept) {
         const void* grad = grads.row(next++ - index);
         if (wants_scores) {
-          dot = rows.kernels->scale_and_dot(grad, rows.row(row), rows.columns, factor, to);
+          dot = rows.kernels->scale_and_dot(grad, rows.row(row), rows.columns, factor, to, grad_tokens.past_caches);
         } else if (to) {
-          rows.kernels->scale_row(grad, rows.columns, factor, to);
+          rows.kernels->scale_row(grad, rows.columns, factor, to, grad_tokens.past_caches);
         }
       } else if (to) {
-        std::memset(to, 0, bytes);
+        grad_tokens.zero(row);
       }
       if (wants_scores) credit[row] = dot;
     }
   });
-  if (!wants_scores) return {grad_tokens, new_float({0})};
-  return {grad_tokens, soft_jacobian(credit.get(), scores, pivots, shifts, lengths, temperature)};
+  const Tensor grad = wants_tokens ? grad_tokens.tensor : new_tensor({0}, dtype_of(tokens));
+  if (!wants_scores) return {grad, new_float({0})};
+  return {grad, soft_jacobian(credit.get(), scores, pivots, shifts, lengths, temperature)};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vs_kernels, CPU, m) {

@@ -6,6 +6,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdint>
 #include <initializer_list>
 #include <vector>
@@ -15,6 +19,16 @@ namespace vs_kernels {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Fresh memory costs more by its page faults than by its bytes: large results ask for large pages.
+inline void advise_large_pages(const void* begin, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = uintptr_t{1} << 21;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 inline Tensor new_tensor(std::initializer_list<int64_t> sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes.begin()[i];
@@ -22,7 +36,10 @@ inline Tensor new_tensor(std::initializer_list<int64_t> sizes, int32_t dtype) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
                                                          strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
                                                          &handle));
-  return Tensor(handle);
+  const Tensor tensor(handle);
+  const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+  if (bytes > 0) advise_large_pages(tensor.const_data_ptr(), bytes);
+  return tensor;
 }
 
 inline Tensor new_float(std::initializer_list<int64_t> sizes) { return new_tensor(sizes, aoti_torch_dtype_float32()); }

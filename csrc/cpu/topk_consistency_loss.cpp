@@ -1,4 +1,5 @@
-// topk_consistency_loss: binary cross-entropy of the soft Top-K towards the hard one, and its gradient in the same pass.
+// topk_consistency_loss: binary cross-entropy of the soft Top-K towards the hard one, and its gradient in the same
+// pass.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -27,7 +28,7 @@ double pool_loss(const float* scores, int64_t n, int64_t k, double temperature, 
   const float mean = total.slope > 0.0 ? static_cast<float>(total.excess / total.slope) : 0.0f;
   const float factor = total.slope > 0.0 ? static_cast<float>(share / temperature) : 0.0f;
   for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
-    simd().consistency_gradient(scores + begin, end - begin, scale, mean, factor, grad + begin);
+    simd().consistency_gradient(scores + begin, end - begin, mean, factor, grad + begin);
   });
   return total.loss;
 }
@@ -61,9 +62,7 @@ std::tuple<Tensor, Tensor> topk_consistency_loss(Tensor scores,      // float32 
   return {loss, grad_scores};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vs_kernels, CPU, m) {
-  m.impl("topk_consistency_loss", TORCH_BOX(&topk_consistency_loss));
-}
+STABLE_TORCH_LIBRARY_IMPL(vs_kernels, CPU, m) { m.impl("topk_consistency_loss", TORCH_BOX(&topk_consistency_loss)); }
 
 }  // namespace
 }  // namespace vs_kernels

@@ -26,12 +26,6 @@ struct SoftBalance {
   double count_below;
 };
 
-// Sums over some tokens of v (g - centre) and of v.
-struct SoftSums {
-  double value;
-  double slope;
-};
-
 // Sums over some tokens of the consistency loss, of its gradient p - m on the logits, and of v.
 struct LossSums {
   double loss;
@@ -41,6 +35,7 @@ struct LossSums {
 
 // What the gradients of a pool's scores need beside v and g.
 struct SoftGradient {
+  float inverse_temperature;
   float mean;            // sum(v g) / sum(v), rounded
   float mean_rest;       // what the rounding took from it
   float inverse_slope;   // 1 / sum(v)
@@ -48,6 +43,7 @@ struct SoftGradient {
 };
 
 // Loops over rows of one number format. Rows lie `stride` entries apart; vectors and sums are float32, packed.
+// Results past the caches are whole lines of 64 bytes, aligned to them.
 struct RowKernels {
   // sums[p] = sum over the rows of weights[p][row] * row, for p < count. Null weights are ones, for one sum.
   void (*weighted_sums)(const void* rows, int64_t stride, int64_t n, int64_t columns, const float* weights,
@@ -57,13 +53,15 @@ struct RowKernels {
                    float* dots, int64_t dots_stride);
   // out[row] = sum over p < count of factors[p][row] * vectors[p], packed rows
   void (*outer_sum)(const float* factors, int64_t factors_stride, const float* vectors, int64_t count, int64_t n,
-                    int64_t columns, void* out);
+                    int64_t columns, void* out, bool past_caches);
   // out = factor * direction + offset
-  void (*affine_row)(const float* direction, float factor, const float* offset, int64_t columns, void* out);
+  void (*affine_row)(const float* direction, float factor, const float* offset, int64_t columns, void* out,
+                     bool past_caches);
   // out = factor * row
-  void (*scale_row)(const void* row, int64_t columns, float factor, void* out);
+  void (*scale_row)(const void* row, int64_t columns, float factor, void* out, bool past_caches);
   // Returns <grad, token>; out = factor * grad where out is not null.
-  float (*scale_and_dot)(const void* grad, const void* token, int64_t columns, float factor, void* out);
+  float (*scale_and_dot)(const void* grad, const void* token, int64_t columns, float factor, void* out,
+                         bool past_caches);
 };
 
 // Indices of SimdKernels::rows.
@@ -86,17 +84,22 @@ struct SimdKernels {
   SoftBalance (*soft_balance)(const float* centred, int64_t n, float shift);
   // In place: z becomes p.
   void (*soft_probs)(float* centred, int64_t n, float shift);
-  SoftSums (*soft_backward_sums)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
-                                 float centre);
-  // grad_scores = v (g - mean) / temperature - grad_threshold v / sum(v), 0 where the score is not finite.
-  void (*soft_backward)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale,
-                        SoftGradient gradient, float* grad_scores);
-
+  // Writes v; returns its sum.
+  double (*soft_slopes)(const float* scores, int64_t n, SoftScale scale, float* slopes);
+  // Sum of v (g - centre).
+  double (*centred_sum)(const float* slopes, const float* grad_probs, int64_t n, float centre);
+  // In place: v becomes v (g - mean) / temperature - grad_threshold v / sum(v), 0 where the score is not finite.
+  void (*soft_backward)(const float* scores, const float* grad_probs, int64_t n, SoftGradient gradient, float* slopes);
   // Sums; writes grad_logits = p - m, with m the hard mask.
   LossSums (*consistency_loss)(const float* scores, const uint8_t* mask, int64_t n, SoftScale scale,
                                float* grad_logits);
-  // grad = factor (grad - v mean), 0 where the score is not finite.
-  void (*consistency_gradient)(const float* scores, int64_t n, SoftScale scale, float mean, float factor, float* grad);
+  // In place: p - m becomes factor (p - m - v mean), 0 where the score is not finite.
+  void (*consistency_gradient)(const float* scores, int64_t n, float mean, float factor, float* grad);
+
+  // out[i] = rows[indices[i]], all of them `bytes` long, past the caches; stride in bytes.
+  void (*copy_rows)(const void* rows, int64_t stride, const int64_t* indices, int64_t n, int64_t bytes, void* out);
+  // A row of zeros, past the caches.
+  void (*zero_row)(int64_t bytes, void* out);
 
   RowKernels rows[3];
 };

@@ -128,12 +128,10 @@ void dots_with_all(const T* rows, int64_t gap, int64_t columns, const float* vec
                    int64_t dots_gap, int64_t dots_stride) {
   int64_t p = 0;
   for (; p + 2 <= count; p += 2) {
-    dots_of<T, R, 2>(rows, gap, columns, vectors + p * columns, columns, dots + p * dots_stride, dots_gap,
-                     dots_stride);
+    dots_of<T, R, 2>(rows, gap, columns, vectors + p * columns, columns, dots + p * dots_stride, dots_gap, dots_stride);
   }
   if (p < count) {
-    dots_of<T, R, 1>(rows, gap, columns, vectors + p * columns, columns, dots + p * dots_stride, dots_gap,
-                     dots_stride);
+    dots_of<T, R, 1>(rows, gap, columns, vectors + p * columns, columns, dots + p * dots_stride, dots_gap, dots_stride);
   }
 }
 
@@ -151,62 +149,89 @@ void row_dots(const void* rows, int64_t stride, int64_t n, int64_t columns, cons
   }
 }
 
+template <bool kPastCaches, class T>
+VS_INLINE void write(T* to, Vec x) {
+  if (kPastCaches) {
+    stream(to, x);
+  } else {
+    store(to, x);
+  }
+}
+
 // R rows of a sum of outer products: out[row] = sum over p of factors[p][row] * vectors[p]
-template <class T, int R>
+template <class T, int R, bool kPastCaches>
 VS_INLINE void outer_sum_of(const float* factors, int64_t factors_stride, const float* vectors, int64_t count,
                             int64_t columns, T* out) {
-  const auto sum_at = [&](int64_t c, auto load_at, auto store_at) {
+  const auto sum_at = [&](int64_t c, auto load_at, auto write_at) {
     Vec sum[R] = {};
     for (int64_t p = 0; p < count; ++p) {
       const Vec y = load_at(vectors + p * columns + c);
       for (int row = 0; row < R; ++row) sum[row] += factors[p * factors_stride + row] * y;
     }
-    for (int row = 0; row < R; ++row) store_at(out + row * columns + c, sum[row]);
+    for (int row = 0; row < R; ++row) write_at(out + row * columns + c, sum[row]);
   };
   int64_t c = 0;
   for (; c + kLanes <= columns; c += kLanes) {
-    sum_at(c, [](const float* from) { return load(from); }, [](T* to, Vec x) { store(to, x); });
+    sum_at(c, [](const float* from) { return load(from); }, [](T* to, Vec x) { write<kPastCaches>(to, x); });
   }
   if (c < columns) {
-    sum_at(c, [&](const float* from) { return load_part(from, columns - c); },
-           [&](T* to, Vec x) { store_part(to, x, columns - c); });
+    sum_at(
+        c, [&](const float* from) { return load_part(from, columns - c); },
+        [&](T* to, Vec x) { store_part(to, x, columns - c); });
+  }
+}
+
+template <class T, bool kPastCaches>
+void outer_sum_to(const float* factors, int64_t factors_stride, const float* vectors, int64_t count, int64_t n,
+                  int64_t columns, T* out) {
+  int64_t row = 0;
+  for (; row + kStreams <= n; row += kStreams) {
+    outer_sum_of<T, kStreams, kPastCaches>(factors + row, factors_stride, vectors, count, columns, out + row * columns);
+  }
+  for (; row < n; ++row) {
+    outer_sum_of<T, 1, kPastCaches>(factors + row, factors_stride, vectors, count, columns, out + row * columns);
   }
 }
 
 template <class T>
 void outer_sum(const float* factors, int64_t factors_stride, const float* vectors, int64_t count, int64_t n,
-               int64_t columns, void* out) {
-  T* rows = static_cast<T*>(out);
-  int64_t row = 0;
-  for (; row + kStreams <= n; row += kStreams) {
-    outer_sum_of<T, kStreams>(factors + row, factors_stride, vectors, count, columns, rows + row * columns);
-  }
-  for (; row < n; ++row) {
-    outer_sum_of<T, 1>(factors + row, factors_stride, vectors, count, columns, rows + row * columns);
-  }
+               int64_t columns, void* out, bool past_caches) {
+  (past_caches ? outer_sum_to<T, true> : outer_sum_to<T, false>)(factors, factors_stride, vectors, count, n, columns,
+                                                                 static_cast<T*>(out));
 }
 
-template <class T>
-void affine_row(const float* direction, float factor, const float* offset, int64_t columns, void* out) {
-  T* to = static_cast<T*>(out);
+template <class T, bool kPastCaches>
+void affine_row_to(const float* direction, float factor, const float* offset, int64_t columns, T* out) {
   int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) store(to + c, factor * load(direction + c) + load(offset + c));
+  for (; c + kLanes <= columns; c += kLanes)
+    write<kPastCaches>(out + c, factor * load(direction + c) + load(offset + c));
   if (c < columns) {
     const int64_t rest = columns - c;
-    store_part(to + c, factor * load_part(direction + c, rest) + load_part(offset + c, rest), rest);
+    store_part(out + c, factor * load_part(direction + c, rest) + load_part(offset + c, rest), rest);
   }
 }
 
 template <class T>
-void scale_row(const void* row, int64_t columns, float factor, void* out) {
-  const T* from = static_cast<const T*>(row);
-  T* to = static_cast<T*>(out);
-  int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) store(to + c, factor * load(from + c));
-  if (c < columns) store_part(to + c, factor * load_part(from + c, columns - c), columns - c);
+void affine_row(const float* direction, float factor, const float* offset, int64_t columns, void* out,
+                bool past_caches) {
+  (past_caches ? affine_row_to<T, true> : affine_row_to<T, false>)(direction, factor, offset, columns,
+                                                                   static_cast<T*>(out));
 }
 
-template <class T, bool kStore>
+template <class T, bool kPastCaches>
+void scale_row_to(const T* row, int64_t columns, float factor, T* out) {
+  int64_t c = 0;
+  for (; c + kLanes <= columns; c += kLanes) write<kPastCaches>(out + c, factor * load(row + c));
+  if (c < columns) store_part(out + c, factor * load_part(row + c, columns - c), columns - c);
+}
+
+template <class T>
+void scale_row(const void* row, int64_t columns, float factor, void* out, bool past_caches) {
+  (past_caches ? scale_row_to<T, true> : scale_row_to<T, false>)(static_cast<const T*>(row), columns, factor,
+                                                                 static_cast<T*>(out));
+}
+
+template <class T, bool kWrite, bool kPastCaches>
 float scale_and_dot_of(const T* grad, const T* token, int64_t columns, float factor, T* out) {
   constexpr int kUnroll = 4;
   Vec sum[kUnroll] = {};
@@ -215,24 +240,24 @@ float scale_and_dot_of(const T* grad, const T* token, int64_t columns, float fac
     for (int u = 0; u < kUnroll; ++u) {
       const Vec g = load(grad + c + u * kLanes);
       sum[u] += g * load(token + c + u * kLanes);
-      if (kStore) store(out + c + u * kLanes, factor * g);
+      if (kWrite) write<kPastCaches>(out + c + u * kLanes, factor * g);
     }
   }
   for (; c < columns; c += kLanes) {
     const int64_t lanes = columns - c < kLanes ? columns - c : kLanes;
     const Vec g = load_part(grad + c, lanes);
     sum[0] += g * load_part(token + c, lanes);
-    if (kStore) store_part(out + c, factor * g, lanes);
+    if (kWrite) store_part(out + c, factor * g, lanes);
   }
   return sum_of_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 template <class T>
-float scale_and_dot(const void* grad, const void* token, int64_t columns, float factor, void* out) {
-  const T* g = static_cast<const T*>(grad);
-  const T* x = static_cast<const T*>(token);
-  return out ? scale_and_dot_of<T, true>(g, x, columns, factor, static_cast<T*>(out))
-             : scale_and_dot_of<T, false>(g, x, columns, factor, nullptr);
+float scale_and_dot(const void* grad, const void* token, int64_t columns, float factor, void* out, bool past_caches) {
+  const auto run = !out          ? scale_and_dot_of<T, false, false>
+                   : past_caches ? scale_and_dot_of<T, true, true>
+                                 : scale_and_dot_of<T, true, false>;
+  return run(static_cast<const T*>(grad), static_cast<const T*>(token), columns, factor, static_cast<T*>(out));
 }
 
 template <class T>

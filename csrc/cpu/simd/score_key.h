@@ -26,8 +26,6 @@ namespace vs_kernels {
   return float_of(within < kLargest ? within : kLargest);
 }
 
-[[gnu::always_inline]] static inline bool is_finite(float score) {
-  return (bits_of(score) & 0x7fffffff) < 0x7f800000;
-}
+[[gnu::always_inline]] static inline bool is_finite(float score) { return (bits_of(score) & 0x7fffffff) < 0x7f800000; }
 
 }  // namespace vs_kernels

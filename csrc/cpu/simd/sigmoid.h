@@ -10,6 +10,7 @@ struct Sigmoid {
   float complement;  // 1 - value
   float small;       // the smaller of the two, with all its digits
   float slope;       // value * (1 - value)
+  float exp;         // exp(-|x|)
 };
 
 // exp(-|x|) within 1 ulp; 0 where the result would be subnormal. x is not NaN.
@@ -37,14 +38,13 @@ struct Sigmoid {
   const float e = exp_of_minus_abs(x);
   const float large = 1.0f / (1.0f + e);
   const float small = e * large;
-  return {x < 0.0f ? small : large, x < 0.0f ? large : small, small, small * large};
+  return {x < 0.0f ? small : large, x < 0.0f ? large : small, small, small * large, e};
 }
 
-// log(1 + exp(x)), relative error below 3e-7. x is not NaN.
-[[gnu::always_inline]] static inline float softplus(float x) {
-  const float e = exp_of_minus_abs(x);
+// log(1 + exp(x)) from exp(-|x|), relative error below 3e-7.
+[[gnu::always_inline]] static inline float softplus(float x, float exp) {
   // log(1 + e) = 2 atanh(w), a polynomial in w^2 on [0, 1/9].
-  const float w = e / (2.0f + e);
+  const float w = exp / (2.0f + exp);
   const float y = w * w;
   float q = 2.815777957e-1f;
   q = q * y + 2.796515822e-1f;

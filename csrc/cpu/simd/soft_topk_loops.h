@@ -55,33 +55,42 @@ void soft_probs(float* centred, int64_t n, float shift) {
   for (int64_t i = 0; i < n; ++i) centred[i] = sigmoid(centred[i] + shift).value;
 }
 
-SoftSums soft_backward_sums(const float* __restrict scores, const float* __restrict grad_probs, int64_t n,
-                            SoftScale scale, float centre) {
-  SoftSums sums = {0.0, 0.0};
+double soft_slopes(const float* __restrict scores, int64_t n, SoftScale scale, float* __restrict slopes) {
+  double sum = 0.0;
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-    float value = 0.0f, slope = 0.0f;
-#pragma omp simd reduction(+ : value, slope)
+    float block = 0.0f;
+#pragma omp simd reduction(+ : block)
     for (int64_t i = begin; i < end; ++i) {
-      const float v = soft_prob(scores[i], scale).slope;
-      value += v * (grad_probs[i] - centre);
-      slope += v;
+      slopes[i] = soft_prob(scores[i], scale).slope;
+      block += slopes[i];
     }
-    sums.value += value;
-    sums.slope += slope;
+    sum += block;
   }
-  return sums;
+  return sum;
 }
 
-void soft_backward(const float* __restrict scores, const float* __restrict grad_probs, int64_t n, SoftScale scale,
-                   SoftGradient gradient, float* __restrict grad_scores) {
+double centred_sum(const float* slopes, const float* grad_probs, int64_t n, float centre) {
+  double sum = 0.0;
+  for (int64_t begin = 0; begin < n; begin += kSumBlock) {
+    const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
+    float block = 0.0f;
+#pragma omp simd reduction(+ : block)
+    for (int64_t i = begin; i < end; ++i) block += slopes[i] * (grad_probs[i] - centre);
+    sum += block;
+  }
+  return sum;
+}
+
+void soft_backward(const float* __restrict scores, const float* __restrict grad_probs, int64_t n, SoftGradient gradient,
+                   float* __restrict slopes) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const float v = soft_prob(scores[i], scale).slope;
+    const float v = slopes[i];
     // v comes first in each product: where it is 0, so is the result, however large the other factors are.
-    const float grad = v * scale.inverse_temperature * (grad_probs[i] - gradient.mean - gradient.mean_rest) -
+    const float grad = v * gradient.inverse_temperature * (grad_probs[i] - gradient.mean - gradient.mean_rest) -
                        v * gradient.inverse_slope * gradient.grad_threshold;
-    grad_scores[i] = is_finite(scores[i]) ? grad : 0.0f;
+    slopes[i] = is_finite(scores[i]) ? grad : 0.0f;
   }
 }
 
@@ -97,7 +106,7 @@ LossSums consistency_loss(const float* __restrict scores, const uint8_t* __restr
       const Sigmoid p = sigmoid(x);
       const float grad = mask[i] ? -p.complement : p.value;
       // softplus(x) - m x without the difference of two large numbers.
-      loss += softplus(mask[i] ? -x : x);
+      loss += softplus(mask[i] ? -x : x, p.exp);
       excess += grad;
       slope += p.slope;
       grad_logits[i] = grad;
@@ -109,11 +118,12 @@ LossSums consistency_loss(const float* __restrict scores, const uint8_t* __restr
   return sums;
 }
 
-void consistency_gradient(const float* __restrict scores, int64_t n, SoftScale scale, float mean, float factor,
-                          float* __restrict grad) {
+void consistency_gradient(const float* __restrict scores, int64_t n, float mean, float factor, float* __restrict grad) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const float centred = grad[i] - soft_prob(scores[i], scale).slope * mean;
+    // |p - m| is p or 1 - p, so that v follows from it.
+    const float distance = float_of(bits_of(grad[i]) & 0x7fffffff);
+    const float centred = grad[i] - distance * (1.0f - distance) * mean;
     grad[i] = is_finite(scores[i]) ? factor * centred : 0.0f;
   }
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "compress.h"
+#include "copy_rows.h"
 #include "rows_loops.h"
 #include "soft_topk_loops.h"
 #include "topk_loops.h"
@@ -20,10 +21,13 @@ constexpr SimdKernels kTable = {
     centre_scores,
     soft_balance,
     soft_probs,
-    soft_backward_sums,
+    soft_slopes,
+    centred_sum,
     soft_backward,
     consistency_loss,
     consistency_gradient,
+    copy_rows,
+    zero_row,
     {kRowKernels<float>, kRowKernels<BFloat16>, kRowKernels<Float16>},
 };
 

@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#if defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>  // forced-inline functions only: nothing that the linker could merge into other code
 #endif
 
@@ -26,19 +26,19 @@ struct Float16 {
 };
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
-typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t UintVec __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
 
 #define VS_INLINE [[gnu::always_inline]] inline
 
-VS_INLINE HalfVec load_bits(const void* from) {
-  HalfVec bits;
-  __builtin_memcpy(&bits, from, sizeof bits);
-  return bits;
-}
+VS_INLINE Vec broadcast(float x) { return Vec{} + x; }
 
-VS_INLINE void store_bits(void* to, HalfVec bits) { __builtin_memcpy(to, &bits, sizeof bits); }
+VS_INLINE float sum_of_lanes(Vec x) {
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) x[lane] += x[lane + half];
+  }
+  return x[0];
+}
 
 // GCC 12 compiles these two conversions of vectors into several shuffles where one instruction does it.
 VS_INLINE UintVec widen(HalfVec bits) {
@@ -62,23 +62,17 @@ VS_INLINE HalfVec narrow(UintVec bits) {
 #endif
 }
 
-VS_INLINE Vec load(const float* from) {
-  Vec x;
-  __builtin_memcpy(&x, from, sizeof x);
-  return x;
-}
+VS_INLINE Vec decode(Vec x, const float*) { return x; }
 
-VS_INLINE Vec load(const BFloat16* from) {
-  return (Vec)(widen(load_bits(from)) << 16);
-}
+VS_INLINE Vec decode(HalfVec bits, const BFloat16*) { return (Vec)(widen(bits) << 16); }
 
-VS_INLINE Vec load(const Float16* from) {
+VS_INLINE Vec decode(HalfVec half, const Float16*) {
 #if defined(__AVX512F__)
-  return _mm512_cvtph_ps((__m256i)load_bits(from));
+  return _mm512_cvtph_ps((__m256i)half);
 #elif defined(__AVX2__)
-  return _mm256_cvtph_ps((__m128i)load_bits(from));
+  return _mm256_cvtph_ps((__m128i)half);
 #else
-  const UintVec bits = widen(load_bits(from));
+  const UintVec bits = widen(half);
   // The bits as those of a float32 are the number times 2^-112, also where it is subnormal.
   const UintVec number = (UintVec)((Vec)((bits & 0x7fff) << 13) * 0x1p112f);
   const UintVec special = (UintVec)((bits & 0x7c00) == 0x7c00) & 0x7f800000;
@@ -86,20 +80,20 @@ VS_INLINE Vec load(const Float16* from) {
 #endif
 }
 
-VS_INLINE void store(float* to, Vec x) { __builtin_memcpy(to, &x, sizeof x); }
+VS_INLINE Vec encode(Vec x, float*) { return x; }
 
-VS_INLINE void store(BFloat16* to, Vec x) {
+VS_INLINE HalfVec encode(Vec x, BFloat16*) {
   const UintVec bits = (UintVec)x;
   const UintVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const UintVec nan = (UintVec)(x != x);
-  store_bits(to, narrow((rounded & ~nan) | (0x7fc0 & nan)));
+  return narrow((rounded & ~nan) | (0x7fc0 & nan));
 }
 
-VS_INLINE void store(Float16* to, Vec x) {
+VS_INLINE HalfVec encode(Vec x, Float16*) {
 #if defined(__AVX512F__)
-  store_bits(to, (HalfVec)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  return (HalfVec)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__AVX2__)
-  store_bits(to, (HalfVec)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  return (HalfVec)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
 #else
   const UintVec sign = (UintVec)x & 0x80000000;
   const UintVec magnitude = (UintVec)x ^ sign;
@@ -111,7 +105,44 @@ VS_INLINE void store(Float16* to, Vec x) {
   const UintVec is_nan = (UintVec)(magnitude > 0x7f800000);
   const UintVec number = (subnormal & is_subnormal) | (normal & ~is_subnormal);
   const UintVec bits = (number & ~is_large) | (0x7c00 & is_large) | (0x200 & is_nan);
-  store_bits(to, narrow(bits | sign >> 16));
+  return narrow(bits | sign >> 16);
+#endif
+}
+
+template <class T>
+VS_INLINE Vec load(const T* from) {
+  decltype(encode(Vec{}, static_cast<T*>(nullptr))) bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return decode(bits, from);
+}
+
+template <class T>
+VS_INLINE void store(T* to, Vec x) {
+  const auto bits = encode(x, to);
+  __builtin_memcpy(to, &bits, sizeof bits);
+}
+
+// Past the caches, to an aligned address: for results so large that they would only push out what is still needed,
+// and which memory then need not read before it writes them.
+template <class T>
+VS_INLINE void stream(T* to, Vec x) {
+#if defined(__x86_64__)
+  const auto bits = encode(x, to);
+  if constexpr (sizeof bits == 8) {
+    _mm_stream_si64(reinterpret_cast<long long*>(to), (long long)bits);
+  } else if constexpr (sizeof bits == 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)bits);
+#if defined(__AVX2__)
+  } else if constexpr (sizeof bits == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)bits);
+#endif
+#if defined(__AVX512F__)
+  } else {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)bits);
+#endif
+  }
+#else
+  store(to, x);
 #endif
 }
 
@@ -128,15 +159,6 @@ VS_INLINE void store_part(T* to, Vec x, int64_t n) {
   T entries[kLanes];
   store(entries, x);
   __builtin_memcpy(to, entries, n * sizeof(T));
-}
-
-VS_INLINE Vec broadcast(float x) { return Vec{} + x; }
-
-VS_INLINE float sum_of_lanes(Vec x) {
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) x[lane] += x[lane + half];
-  }
-  return x[0];
 }
 
 }  // namespace
