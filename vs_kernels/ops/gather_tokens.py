@@ -25,7 +25,14 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """
     rows = packed_tokens(tokens, None)
     check_indices(indices, rows)
-    return GatherTokensFunction.apply(rows, indices)
+    try:
+        return GatherTokensFunction.apply(rows, indices)
+    except RuntimeError as error:
+        # a kernel on the CPU checks the values as it reads them, and C++ can raise nothing but RuntimeError
+        _, name, problem = str(error).partition("indices: ")
+        if not name:
+            raise
+        raise ValueError(name + problem) from None
 
 
 class GatherTokensFunction(torch.autograd.Function):
@@ -45,6 +52,13 @@ class GatherTokensFunction(torch.autograd.Function):
 
 
 def _kernel(tokens, indices):
+    if indices.device.type == "cpu":
+        rows = indices.tolist()
+        for previous, row in zip([-1, *rows], rows, strict=False):
+            if not previous < row < tokens.shape[0]:
+                raise ValueError(
+                    f"indices: got {row} after {previous}, expected strictly ascending rows below {tokens.shape[0]}"
+                )
     return tokens.index_select(0, indices)
 
 
