@@ -14,6 +14,7 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // float32 [T]
                                                      Tensor cu_lengths,  // int64 [S + 1]
                                                      Tensor cu_ks,       // int64 [S + 1]
+                                                     int64_t,            // the longest pool
                                                      double temperature) {
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());

@@ -38,6 +38,7 @@ double pool_loss(const float* scores, int64_t n, int64_t k, double temperature, 
 std::tuple<Tensor, Tensor> topk_consistency_loss(Tensor scores,      // float32 [T]
                                                  Tensor cu_lengths,  // int64 [S + 1]
                                                  Tensor cu_ks,       // int64 [S + 1]
+                                                 int64_t,            // the longest pool
                                                  double temperature) {
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
