@@ -18,7 +18,7 @@ TYPES = {
     torch.int32: "*i32",
     torch.bool: "*i1",
 }
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "maxnreg")
 
 
 class Launch(NamedTuple):
@@ -30,7 +30,7 @@ class Launch(NamedTuple):
         signature: type of every argument, in Triton's words.
         constexprs: arguments that are constants of the compilation.
         divisible: positions of pointers and integers that are multiples of 16.
-        options: ``num_warps``, if given.
+        options: ``num_warps`` and ``maxnreg``, if given.
     """
 
     kernel: JITFunction
@@ -92,7 +92,10 @@ def _launch(kernel: JITFunction, args: tuple[Any, ...], grid: tuple[int, ...], k
 @contextlib.contextmanager
 def as_on(arch: str) -> Iterator[None]:
     """Launchers choose their tiles as on a GPU of this architecture."""
-    from vs_kernels.kernels import tiles
+    from vs_kernels.kernels import choose, tiles
 
-    with mock.patch.object(tiles, "architecture", lambda device: arch):
+    with (
+        mock.patch.object(tiles, "architecture", lambda device: arch),
+        mock.patch.object(choose, "architecture", lambda device: arch),
+    ):
         yield

@@ -4,6 +4,7 @@ import torch
 import vs_kernels as vk
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [1, 7, 64, 1000])
 def test_rows_and_their_gradient(backend: str, width: int, dtype: torch.dtype) -> None:
@@ -17,6 +18,7 @@ def test_rows_and_their_gradient(backend: str, width: int, dtype: torch.dtype) -
     assert torch.equal(torch.autograd.grad(kept, tokens, grad)[0], expected)
 
 
+@pytest.mark.interpreted
 def test_no_rows(backend: str) -> None:
     tokens = torch.randn(4, 8, requires_grad=True)
     kept = vk.gather_tokens(tokens, torch.zeros(0, dtype=torch.int64))

@@ -78,6 +78,7 @@ def test_query_bias_gets_exactly_no_gradient_through_soft_topk(backend: str, len
     assert torch.equal(scorer.q_proj.bias.grad, torch.zeros(32))
 
 
+@pytest.mark.interpreted
 def test_query_bias_gets_the_sum_of_other_gradients(backend: str) -> None:
     tokens, (q_weight, q_bias, k_weight, k_bias) = torch.randn(200, 16), scorer_weights(16, 8)
     q_bias.requires_grad_()
@@ -86,6 +87,7 @@ def test_query_bias_gets_the_sum_of_other_gradients(backend: str) -> None:
     torch.testing.assert_close(q_bias.grad, 200 * key / math.sqrt(8))
 
 
+@pytest.mark.interpreted
 def test_only_wanted_gradients_are_made(backend: str) -> None:
     tokens, weights = torch.randn(30, 16), scorer_weights(16, 8)
     weights[2].requires_grad_()
@@ -94,6 +96,7 @@ def test_only_wanted_gradients_are_made(backend: str) -> None:
     assert all(tensor.grad is None for tensor in (tokens, weights[0], weights[1], weights[3]))
 
 
+@pytest.mark.interpreted
 def test_fresh_scores_are_tiny_but_not_lost(backend: str) -> None:
     scores = vk.ImportanceScorer(256)(torch.randn(100, 256).bfloat16())
     assert scores.dtype == torch.float32

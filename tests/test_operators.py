@@ -50,6 +50,7 @@ def test_odd_widths(backend: str, name: str, dtype: torch.dtype, width: int) -> 
         assert error <= allowed, result
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("name", verify.CALLS)
 def test_no_pools_and_only_empty_pools(backend: str, name: str) -> None:
     for lengths in ([], [0], [0, 0, 0]):
@@ -60,6 +61,7 @@ def test_no_pools_and_only_empty_pools(backend: str, name: str) -> None:
             assert not value.isnan().any(), result
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("name", sorted(verify.TAKES_TOKENS))
 def test_rows_apart_in_memory(backend: str, name: str) -> None:
     inputs = verify.Inputs.random(SelectionPlan([50, 20], [10, 4]), width=24, hidden=12, dtype=torch.float32)
@@ -73,6 +75,7 @@ def test_rows_apart_in_memory(backend: str, name: str) -> None:
         torch.testing.assert_close(actual[result], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.interpreted
 def test_dense_is_packed(backend: str) -> None:
     plan = SelectionPlan.dense(3, 20, k=6)
     tokens, scores = torch.randn(3, 20, 16), torch.randn(3, 20)

@@ -46,6 +46,7 @@ def test_a_million_scores(backend: str, temperature: float) -> None:
         assert abs(probs.double().sum().item() - k) <= 1e-5 * k
 
 
+@pytest.mark.interpreted
 def test_threshold_solves_the_equation(backend: str) -> None:
     scores, plan = torch.randn(700), SelectionPlan([200, 500], [30, 260])
     probs, thresholds = vk.soft_topk(scores, plan, 0.3)
@@ -103,6 +104,7 @@ def test_gradcheck_of_the_reference(temperature: float) -> None:
     assert torch.autograd.gradcheck(lambda s: reference.topk_consistency_loss(s, plan, temperature), scores)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("k", "value", "threshold"), [(0, 0.0, -math.inf), (5, 1.0, math.inf)])
 def test_none_and_all(backend: str, k: int, value: float, threshold: float) -> None:
     scores = torch.tensor([1.0, math.inf, -math.inf, math.nan, 2.0], requires_grad=True)
@@ -115,6 +117,7 @@ def test_none_and_all(backend: str, k: int, value: float, threshold: float) -> N
     assert grad.tolist() == [0.0] * 5
 
 
+@pytest.mark.interpreted
 def test_one_token(backend: str) -> None:
     scores = torch.tensor([3.0], requires_grad=True)
     probs, _ = vk.soft_topk(scores, SelectionPlan([1], [1]))
@@ -122,6 +125,7 @@ def test_one_token(backend: str) -> None:
     assert torch.autograd.grad(probs.sum(), scores)[0].tolist() == [0.0]
 
 
+@pytest.mark.interpreted
 def test_all_saturated(backend: str) -> None:
     scores = torch.tensor([1e6, 1e6, -1e6, -1e6], requires_grad=True)
     plan = SelectionPlan([4], [2])
@@ -133,6 +137,7 @@ def test_all_saturated(backend: str) -> None:
     assert grad.tolist() == [0.0] * 4
 
 
+@pytest.mark.interpreted
 def test_special_scores_never_make_nan(backend: str) -> None:
     scores = torch.tensor([0.5, math.inf, -math.inf, math.nan, -0.0, 0.0, 2.0, 3e38, -3e38], requires_grad=True)
     for k in range(1, 9):
@@ -143,6 +148,7 @@ def test_special_scores_never_make_nan(backend: str) -> None:
         assert grad.isfinite().all()
 
 
+@pytest.mark.interpreted
 def test_small_slopes_keep_their_precision(backend: str) -> None:
     """v of a nearly kept token is far below the rounding of p: it must come from the logit."""
     scores = torch.tensor([20.0, 18.0, 0.1, -0.1], requires_grad=True)
@@ -166,6 +172,7 @@ def test_consistency_loss_is_the_cross_entropy(backend: str) -> None:
     torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)
 
 
+@pytest.mark.interpreted
 def test_consistency_loss_without_tokens(backend: str) -> None:
     assert vk.topk_consistency_loss(torch.zeros(0), SelectionPlan([], [])).item() == 0
 

@@ -27,6 +27,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(184, 48, requires_grad=True), torch.randn(184, requires_grad=True)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("noise", [0.0, 2.0])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_gather(backend: str, scale: float, noise: float) -> None:
@@ -48,6 +49,7 @@ def test_gather(backend: str, scale: float, noise: float) -> None:
     torch.testing.assert_close(grad_tokens, expected, rtol=0, atol=0)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("noise", [0.0, 2.0])
 @pytest.mark.parametrize("dropped_scale", [0.0, 0.1])
 def test_mask(backend: str, dropped_scale: float, noise: float) -> None:
@@ -65,6 +67,7 @@ def test_mask(backend: str, dropped_scale: float, noise: float) -> None:
     torch.testing.assert_close(grad_tokens, factors * grad, rtol=0, atol=0)
 
 
+@pytest.mark.interpreted
 def test_dropped_tokens_learn_from_the_mask_but_not_from_the_gather(backend: str) -> None:
     tokens, scores = torch.eye(6), torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, -1.0], requires_grad=True)
     plan = SelectionPlan([6], [2])
@@ -78,6 +81,7 @@ def test_dropped_tokens_learn_from_the_mask_but_not_from_the_gather(backend: str
     assert (grad[:2] > 0).all() and (grad[2:] < 0).all()
 
 
+@pytest.mark.interpreted
 def test_no_gradient_for_selection_scores_or_frozen_tokens(backend: str) -> None:
     tokens, scores = torch.randn(20, 8), torch.randn(20, requires_grad=True)
     ranking = torch.randn(20, requires_grad=True)

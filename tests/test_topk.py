@@ -70,11 +70,13 @@ def test_a_million_scores(backend: str, kind: str, k: int) -> None:
     check(scores, SelectionPlan([1_000_000], [k]))
 
 
+@pytest.mark.interpreted
 def test_scores_that_differ_in_the_last_bit(backend: str) -> None:
     scores = torch.nextafter(torch.ones(4096), torch.rand(4096).round() * 2)
     check(scores, SelectionPlan([4096], [1500]))
 
 
+@pytest.mark.interpreted
 def test_strided_scores(backend: str) -> None:
     scores, plan = torch.randn(60, 2)[:, 0], SelectionPlan([60], [9])
     assert torch.equal(vk.topk_indices(scores, plan), kept_by_stable_sort(scores.contiguous(), plan))

@@ -1,11 +1,10 @@
 """Which Top-K kernel runs, by the length of the longest pool, and with how many threads."""
 
-import torch
 import triton
 from torch import Tensor
 
 from vs_kernels.kernels.launch import launch
-from vs_kernels.kernels.tiles import next_power_of_two
+from vs_kernels.kernels.tiles import architecture, next_power_of_two
 from vs_kernels.kernels.topk import MOST_IN_REGISTERS, topk_kernel
 from vs_kernels.kernels.topk_large import topk_large_kernel
 from vs_kernels.kernels.topk_split import split_topk
@@ -45,7 +44,7 @@ def run_topk(
     outputs = (indices, mask, probs, thresholds, pivots, shifts, losses, grad_scores)
     arguments = (scores, ranking, cu_lengths, cu_ks, *outputs, temperature, 1.0 / temperature, share)
     grid = (cu_lengths.shape[0] - 1,)
-    options = {} if scores.device.type == "cpu" or torch.version.hip else {"maxnreg": REGISTERS}
+    options = {"maxnreg": REGISTERS} if architecture(scores.device).startswith("sm_") else {}
     # With the loss to follow, the root of 16,384 scores would spill a few registers.
     if max_length > (MOST_IN_REGISTERS if losses is None else MOST_IN_REGISTERS // 2):
         launch(topk_large_kernel, grid, *arguments, BLOCK=READ_BLOCK, num_warps=MOST_WARPS, **options)

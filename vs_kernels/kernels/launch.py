@@ -10,12 +10,15 @@ from torch import Tensor
 
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
     """Run ``kernel`` on the device of its first tensor; an empty grid has nothing to do."""
-    if 0 in grid:
-        return
+    if 0 not in grid:
+        _run(kernel, tuple(grid), args, options)
+
+
+def _run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        kernel[tuple(grid)](*args, **options)
+        kernel[grid](*args, **options)
 
 
 def row_major(matrix: Tensor) -> Tensor:

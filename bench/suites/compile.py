@@ -1,0 +1,105 @@
+"""The GPU kernels compiled for every architecture: registers, spills, width of accesses, with no GPU at hand."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.harness import Arguments, Recorder
+
+PROGRAM = "python -m bench compile"
+ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+SHAPES = ((1024, 2048), (1024, 3584), (16384, 3584), (65536, 2048))  # tokens, columns: Qwen2.5-VL-3B and -7B
+# Kernels whose accesses are rows of tokens or weights: as wide as a thread can.
+ROWS = (
+    "column_sums",
+    "project",
+    "directions",
+    "row_dots",
+    "weight_grads",
+    "token_grads",
+    "gather",
+    "scatter",
+    "mask_rows",
+)
+ROW_BYTES = 16
+# Registers of a multiprocessor, and threads that it shall hold at once to cover the latency of its memory.
+REGISTERS, PLANNED_THREADS = {"sm": 65536, "gfx": 131072}, 384
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the suite.
+
+    Returns:
+        Exit code: 0; 1 with ``--check`` where a kernel spills, reads rows in less than 16 bytes, or takes more
+        registers than the planned occupancy allows.
+    """
+    args = _parser().parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+    missed: list[str] = []
+    with Recorder(args.out / "compile.jsonl") as recorder, console.status("") as status:
+        for arch in args.archs:
+            console.print(_triton_table(arch, recorder, status, missed))
+    console.print(
+        "Largest over all shapes, dtypes and variants of each kernel; registers and spills of a thread.", style="dim"
+    )
+    for sentence in missed:
+        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+    return 1 if missed and args.check else 0
+
+
+def _triton_table(arch, recorder, status, missed) -> Table:
+    import torch
+
+    from bench.gpu_cases import cases
+    from bench.triton_compile import compile_for
+    from bench.triton_launches import as_on, launches
+    from vs_kernels.library import triton_kernels
+
+    found = defaultdict(list)
+    seen = set()
+    for length, width in SHAPES:
+        with triton_kernels("cpu"), as_on(arch):
+            for case in cases(length, width, torch.bfloat16):
+                for launch in launches(case.call):
+                    key = launch.name, str(launch[2:])
+                    if key not in seen:
+                        seen.add(key)
+                        status.update(f"{arch}: {launch.name}")
+                        row = compile_for(launch, arch)
+                        recorder.write("compile", length=length, width=width, **row._asdict())
+                        found[row.kernel.strip("_").removesuffix("_kernel")].append(row)
+    table = Table(
+        "kernel", "variants", "threads", "registers", "spill bytes", "shared bytes", "widest access", title=arch
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kernel, rows in found.items():
+        threads, registers = max(row.threads for row in rows), max(row.registers for row in rows)
+        spilled, shared = max(row.spill_bytes for row in rows), max(row.shared_bytes for row in rows)
+        narrowest = min(row.widest for row in rows)
+        table.add_row(kernel, *map(str, (len(rows), threads, registers, spilled, shared, narrowest)))
+        where = f"{kernel} on {arch}"
+        if spilled:
+            missed.append(f"{where}: {spilled} bytes of spills, expected none")
+        if kernel.startswith(ROWS) and narrowest < ROW_BYTES:
+            missed.append(f"{where}: accesses of {narrowest} bytes, expected {ROW_BYTES}")
+        budget = REGISTERS["sm" if arch.startswith("sm_") else "gfx"]
+        for row in rows:
+            at_once = max(row.threads, PLANNED_THREADS) if kernel.startswith(ROWS) else row.threads
+            if row.registers * at_once > budget:
+                missed.append(f"{where}: {row.registers} registers, too many for {at_once} threads")
+                break
+    return table
+
+
+def _parser() -> Arguments:
+    parser = Arguments(PROGRAM, description=__doc__)
+    parser.add_argument("--archs", nargs="+", default=list(ARCHS), metavar="ARCH", help=f"default: {' '.join(ARCHS)}")
+    parser.add_argument("--out", type=Path, default=Path("out/compile"), metavar="DIR", help="default: out/compile")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a kernel misses its gate")
+    return parser

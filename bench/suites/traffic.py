@@ -1,0 +1,85 @@
+"""The Triton kernels' launches and bytes, counted in the interpreter, against what is needed at least."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.harness import Arguments, Recorder
+
+PROGRAM = "python -m bench traffic"
+ALLOWED = 1.05  # bytes of rows and weights over what is needed at least
+# An H100 on its data sheet; what follows from it is computed, not measured.
+BYTES_PER_SECOND, LAUNCH_SECONDS = 3.35e12, 3e-6
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the suite.
+
+    Returns:
+        Exit code: 0; 1 with ``--check`` where a kernel moves or launches more than it may, or waits for the device.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
+    import numpy as np
+
+    from bench.gpu_cases import cases
+    from bench.traffic_count import counted, no_host_waits
+    from vs_kernels.library import triton_kernels
+
+    args = _parser().parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+    table = Table(
+        "operator", "shape", "launches", "rows, MB", "needed, MB", "ratio", "score passes", "all, MB", "H100, µs"
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    missed = []
+    with Recorder(args.out / "traffic.jsonl") as recorder, console.status("") as status, triton_kernels("cpu"):
+        for length in args.lengths:
+            for case in cases(length, args.width):
+                status.update(f"{case.operator.strip()}, {case.shape}")
+                with no_host_waits():
+                    case.call()
+                with counted() as traffic, np.errstate(all="ignore"):
+                    case.call()
+                ratio = traffic.rows() / case.rows if case.rows else None
+                where = f"{case.operator.strip()}, {case.shape}"
+                if traffic.launches > case.launches:
+                    missed.append(f"{where}: {traffic.launches} launches, expected at most {case.launches}")
+                if ratio is not None and not 0.999 <= ratio <= ALLOWED:
+                    missed.append(f"{where}: {ratio:.3f} of the bytes needed, expected at most {ALLOWED}")
+                seconds = max(traffic.total() / BYTES_PER_SECOND, traffic.launches * LAUNCH_SECONDS)
+                recorder.write(
+                    "traffic", operator=case.operator.strip(), shape=case.shape, launches=traffic.launches,
+                    read=traffic.read, written=traffic.written, rows=traffic.rows(), needed=case.rows,
+                    score_passes=traffic.passes, h100_seconds_computed=seconds,
+                )  # fmt: skip
+                table.add_row(
+                    case.operator, case.shape, f"{traffic.launches} ≤ {case.launches}", f"{traffic.rows() / 1e6:.2f}",
+                    f"{case.rows / 1e6:.2f}", "-" if ratio is None else f"{ratio:.3f}",
+                    f"{traffic.passes:.1f}" if traffic.passes else "-", f"{traffic.total() / 1e6:.2f}",
+                    f"{seconds * 1e6:.1f}",
+                )  # fmt: skip
+    console.print(table)
+    console.print(
+        "Counted: launches, bytes of loads and stores, bfloat16, one pool, budget 0.2, no wait for the device. Rows: "
+        "tokens, their gradients and weights. Computed, not measured: H100, the larger of all bytes over 3.35 TB/s and "
+        "3 µs a launch.",
+        style="dim",
+    )
+    for sentence in missed:
+        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+    return 1 if missed and args.check else 0
+
+
+def _parser() -> Arguments:
+    parser = Arguments(PROGRAM, description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024], metavar="N", help="tokens (default: 1024)")
+    parser.add_argument("--width", type=int, default=3584, metavar="D", help="columns of a token (default: 3584)")
+    parser.add_argument("--out", type=Path, default=Path("out/traffic"), metavar="DIR", help="default: out/traffic")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a kernel does more than it may")
+    return parser
