@@ -108,7 +108,14 @@ class VisionTokenSelector(nn.Module):
         budget = self.budget if budget is None else budget
         return SelectionPlan.from_budget([sum(lengths)] if self.pool == "call" else lengths, budget)
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, budget: float | None = None) -> Selection:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int] | None = None,
+        budget: float | None = None,
+        *,
+        plan: SelectionPlan | None = None,
+    ) -> Selection:
         """Select among the tokens of one or several images.
 
         Args:
@@ -116,6 +123,7 @@ class VisionTokenSelector(nn.Module):
             lengths: tokens per image, host integers that sum to T; without it [T, D] is one image and
                 [B, N, D] is B images.
             budget: another budget than the module's for this call.
+            plan: pools and kept tokens in place of those that lengths, budget and ``pool`` make.
 
         Raises:
             TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
@@ -128,7 +136,7 @@ class VisionTokenSelector(nn.Module):
             lengths = [tokens.shape[0]] if tokens.dim() == 2 else [tokens.shape[1]] * tokens.shape[0]
         elif tokens.dim() == 3:
             raise ValueError("lengths: got it with dense tokens [B, N, D], expected it only with packed tokens [T, D]")
-        plan = self.plan(lengths, budget)
+        plan = self.plan(lengths, budget) if plan is None else plan
         rows = tokens.flatten(0, -2)
         selection = self._train(rows, plan) if self.training else select_tokens(rows, *self.scorer.weights(), plan)
         if tokens.dim() == 2:

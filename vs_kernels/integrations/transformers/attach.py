@@ -13,6 +13,7 @@ from vs_kernels.integrations.transformers import calls
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt
 from vs_kernels.integrations.transformers.families import family_of
 from vs_kernels.integrations.transformers.prefill import select_inputs
+from vs_kernels.integrations.transformers.request import ItemSelection, SelectionRequest, per_item
 from vs_kernels.plan import check_budget
 from vs_kernels.selection import Selection
 from vs_kernels.selector import VisionTokenSelector
@@ -84,6 +85,7 @@ class SelectorHandle:
         self.budget = budget
         self.last_selection: dict[str, Selection] = {}
         self.last_prompt: CompactPrompt | None = None
+        self._lengths: dict[str, list[int]] = {}
         originals = {name: getattr(model, name) for name in OVERRIDES}
         self.model_forward: Callable[..., Any] = originals["forward"]
         self.model_generate: Callable[..., Any] = originals["generate"]
@@ -123,16 +125,30 @@ class SelectorHandle:
 
     def selects_from(self, inputs: dict[str, Any]) -> bool:
         """Whether arguments of ``forward`` have pixels."""
-        return any(inputs.get(name) is not None for name in self._family.pixels)
+        return any(inputs.get(name) is not None for name in self._family.pixels.values())
 
-    def select(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def select(self, inputs: dict[str, Any], request: SelectionRequest) -> dict[str, Any]:
         """Arguments of ``forward`` after selection, from arguments with pixels; notes what was selected."""
-        inputs, self.last_selection, self.last_prompt = select_inputs(self._family, self.selector, self.budget, inputs)
+        inputs, self.last_selection, self._lengths, self.last_prompt = select_inputs(
+            self._family, self.selector, request, inputs
+        )
         return inputs
+
+    def pack(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of ``forward`` with features in the containers that the model reads."""
+        features = inputs.get("mm_encoder_outputs")
+        if not isinstance(features, dict):
+            return inputs
+        packed = {modality: self._family.pack(modality, output) for modality, output in features.items()}
+        return inputs | {"mm_encoder_outputs": packed}
+
+    def selected(self) -> dict[str, list[ItemSelection]]:
+        """What the last prefill kept of every image, tile or video, by modality; empty after one without pixels."""
+        return {name: per_item(selection, self._lengths[name]) for name, selection in self.last_selection.items()}
 
     def forget(self) -> None:
         """Note that the last prefill had nothing to select from."""
-        self.last_selection, self.last_prompt = {}, None
+        self.last_selection, self._lengths, self.last_prompt = {}, {}, None
 
 
 def _handle_of(model: PreTrainedModel) -> SelectorHandle | None:
