@@ -65,6 +65,8 @@ class TinyFamily:
                 if parameter.dim() > 1:
                     # Wide enough for logits that differ clearly, so that equal tokens mean equal models.
                     parameter.normal_(0, 0.15)
+            # Placeholders are not for the model to say.
+            model.get_output_embeddings().weight[[IMAGE, VIDEO]] = 0
         return model.eval()
 
     def prompt(self, model: PreTrainedModel, *rows: list[int | str], side: str = "left", seed: int = 0) -> Inputs:

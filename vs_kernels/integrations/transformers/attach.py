@@ -76,6 +76,7 @@ class SelectorHandle:
         last_selection: what the last prefill selected, by modality, ``"image"`` and ``"video"``; empty after one
             without pixels. In training it holds the graph until the next prefill.
         last_prompt: the compact prompt of the last prefill; None after one that dropped nothing.
+        family: how the model encodes, marks and places visual tokens.
         model_forward, model_generate: the methods that are overridden.
     """
 
@@ -89,8 +90,8 @@ class SelectorHandle:
         originals = {name: getattr(model, name) for name in OVERRIDES}
         self.model_forward: Callable[..., Any] = originals["forward"]
         self.model_generate: Callable[..., Any] = originals["generate"]
-        self._family = family_of(model)
-        self._rope_deltas = self._family.rope_deltas
+        self.family = family_of(model)
+        self._rope_deltas = self.family.rope_deltas
         # Other tools, such as accelerate, also put a forward on the instance.
         self._replaced = {name: vars(model)[name] for name in OVERRIDES if name in vars(model)}
         # Partials of the handle, unlike closures, follow the model through copy.deepcopy.
@@ -121,16 +122,16 @@ class SelectorHandle:
             delattr(self.model, name)
         for name, method in self._replaced.items():
             setattr(self.model, name, method)
-        self._family.rope_deltas = self._rope_deltas
+        self.family.rope_deltas = self._rope_deltas
 
     def selects_from(self, inputs: dict[str, Any]) -> bool:
         """Whether arguments of ``forward`` have pixels."""
-        return any(inputs.get(name) is not None for name in self._family.pixels.values())
+        return any(inputs.get(name) is not None for name in self.family.pixels.values())
 
     def select(self, inputs: dict[str, Any], request: SelectionRequest) -> dict[str, Any]:
         """Arguments of ``forward`` after selection, from arguments with pixels; notes what was selected."""
         inputs, self.last_selection, self._lengths, self.last_prompt = select_inputs(
-            self._family, self.selector, request, inputs
+            self.family, self.selector, request, inputs
         )
         return inputs
 
@@ -139,7 +140,7 @@ class SelectorHandle:
         features = inputs.get("mm_encoder_outputs")
         if not isinstance(features, dict):
             return inputs
-        packed = {modality: self._family.pack(modality, output) for modality, output in features.items()}
+        packed = {modality: self.family.pack(modality, output) for modality, output in features.items()}
         return inputs | {"mm_encoder_outputs": packed}
 
     def selected(self) -> dict[str, list[ItemSelection]]:

@@ -83,7 +83,7 @@ def _generate(handle: "SelectorHandle", request: SelectionRequest, inputs: dict[
     if isinstance(result, Tensor):
         _remember(cache, prompt)
         return restore(result)
-    _remember(result[CACHE], prompt)
+    _remember(result.get(CACHE), prompt)
     result.sequences = restore(result.sequences)
     return result
 
