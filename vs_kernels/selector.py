@@ -179,8 +179,15 @@ class VisionTokenSelector(nn.Module):
         checkpoints.save(self, directory)
 
     @classmethod
-    def from_pretrained(cls, directory_or_hub_id: str | Path) -> "VisionTokenSelector":
-        """The selector saved in a directory or in a repository of the Hugging Face hub, in eval mode on the CPU.
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> "VisionTokenSelector":
+        """The selector that was saved in a directory, a repository of the Hugging Face hub or a file.
+
+        Takes what :meth:`save_pretrained` writes; a full checkpoint in the published layout, of which only the shards
+        with the scorer are read, and whose scorer selects with the defaults of this class; and a file of the scorer's
+        four tensors, ``.safetensors`` or of ``torch.save``, with the prefixes that training tools leave.
+
+        Returns:
+            The selector in eval mode on the CPU, in the dtype it was saved in.
 
         Raises:
             FileNotFoundError: no such directory, or a file is missing in it.
@@ -188,7 +195,7 @@ class VisionTokenSelector(nn.Module):
         """
         from vs_kernels import checkpoints
 
-        return checkpoints.load(directory_or_hub_id)
+        return checkpoints.load(path_or_hub_id)
 
     def extra_repr(self) -> str:
         return f"budget={self.budget}, train_mode={self.train_mode!r}, pool={self.pool!r}"
