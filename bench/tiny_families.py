@@ -192,6 +192,36 @@ QWEN_IDS = {
     "vision_start_token_id": START,
     "vision_end_token_id": END,
 }
+INTERLEAVED = {"rope_parameters": MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 1.0}}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+GLM_TEXT = {key: value for key, value in TEXT.items() if key != "head_dim"} | {
+    "rope_parameters": MROPE | {"partial_rotary_factor": 1.0}
+}
+GLM_VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "out_hidden_size": HIDDEN_SIZE,
+    "image_size": 48,
+    "patch_size": 4,
+}
+GLM_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "image_start_token_id": START,
+    "image_end_token_id": END,
+    "video_start_token_id": 94,
+    "video_end_token_id": 95,
+}
+GLM_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 QWEN3_VISION = {
     "depth": 3,
     "hidden_size": 32,
@@ -235,9 +265,15 @@ FAMILIES: dict[str, TinyFamily] = {
     ),
     "Qwen3-VL": TinyFamily(
         "Qwen3VLForConditionalGeneration",
+        _config("Qwen3VLConfig", TEXT | INTERLEAVED, QWEN3_VISION | {"deepstack_visual_indexes": [0, 1]}, **QWEN_IDS),
+        frames=3,
+        **_grids(4),
+    ),
+    "Qwen3-VL MoE": TinyFamily(
+        "Qwen3VLMoeForConditionalGeneration",
         _config(
-            "Qwen3VLConfig",
-            TEXT | {"rope_parameters": MROPE | {"mrope_interleaved": True}},
+            "Qwen3VLMoeConfig",
+            TEXT | INTERLEAVED | EXPERTS,
             QWEN3_VISION | {"deepstack_visual_indexes": [0, 1]},
             **QWEN_IDS,
         ),
@@ -246,17 +282,16 @@ FAMILIES: dict[str, TinyFamily] = {
     ),
     "Qwen3.5": TinyFamily(
         "Qwen3_5ForConditionalGeneration",
+        _config("Qwen3_5Config", TEXT | INTERLEAVED | LINEAR, QWEN3_VISION, **QWEN_IDS),
+        frames=3,
+        recurrent=True,
+        **_grids(4),
+    ),
+    "Qwen3.5 MoE": TinyFamily(
+        "Qwen3_5MoeForConditionalGeneration",
         _config(
-            "Qwen3_5Config",
-            TEXT
-            | {
-                "rope_parameters": MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 1.0},
-                "layer_types": ["linear_attention", "full_attention"],
-                "linear_key_head_dim": 16,
-                "linear_value_head_dim": 16,
-                "linear_num_key_heads": 2,
-                "linear_num_value_heads": 4,
-            },
+            "Qwen3_5MoeConfig",
+            TEXT | INTERLEAVED | LINEAR | EXPERTS | {"shared_expert_intermediate_size": 32},
             QWEN3_VISION,
             **QWEN_IDS,
         ),
@@ -266,24 +301,25 @@ FAMILIES: dict[str, TinyFamily] = {
     ),
     "GLM-4V": TinyFamily(
         "Glm4vForConditionalGeneration",
+        _config("Glm4vConfig", GLM_TEXT, GLM_VISION, **GLM_IDS),
+        frames=3,
+        video_placeholder=IMAGE,
+        **_grids(4),
+    ),
+    "GLM-4.5V": TinyFamily(
+        "Glm4vMoeForConditionalGeneration",
+        _config("Glm4vMoeConfig", GLM_TEXT | GLM_EXPERTS, GLM_VISION, **GLM_IDS),
+        frames=3,
+        video_placeholder=IMAGE,
+        **_grids(4),
+    ),
+    "GLM-4.6V": TinyFamily(
+        "Glm46VForConditionalGeneration",
         _config(
-            "Glm4vConfig",
-            {key: value for key, value in TEXT.items() if key != "head_dim"} | {"rope_parameters": MROPE},
-            {
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_heads": 2,
-                "out_hidden_size": HIDDEN_SIZE,
-                "image_size": 48,
-                "patch_size": 4,
-            },
-            image_token_id=IMAGE,
-            video_token_id=VIDEO,
-            image_start_token_id=START,
-            image_end_token_id=END,
-            video_start_token_id=94,
-            video_end_token_id=95,
+            "Glm46VConfig",
+            GLM_TEXT | {"model_type": "glm4v_text"},
+            GLM_VISION | {"model_type": "glm4v_vision"},
+            **GLM_IDS,
         ),
         frames=3,
         video_placeholder=IMAGE,

@@ -49,11 +49,20 @@ ALONE: dict[str, Callable[[checks.Subject], object]] = {
         **subject.prompt(*MANY[:1]), prompt_lookup_num_tokens=2, max_new_tokens=2
     ),
 }
+SAME_PLACEHOLDER = "not in transformers: videos have the placeholder of images"
 REASONS = {
-    ("GLM-4V", "image and video"): "not in transformers: videos have the placeholder of images",
-    ("GLM-4V", "beams, several images"): "not in transformers: it repeats the images of a row in another order",
-    ("GLM-4V", "beams, video"): "not in transformers: videos have the placeholder of images",
-    ("Qwen3.5", "assisted"): "not in transformers: recurrent",
+    (name, cell): reason
+    for names, cell, reason in (
+        (("GLM-4V", "GLM-4.5V", "GLM-4.6V"), "image and video", SAME_PLACEHOLDER),
+        (("GLM-4V", "GLM-4.5V", "GLM-4.6V"), "beams, video", SAME_PLACEHOLDER),
+        (
+            ("GLM-4V", "GLM-4.5V", "GLM-4.6V"),
+            "beams, several images",
+            "not in transformers: it repeats the images of a row in another order",
+        ),
+        (("Qwen3.5", "Qwen3.5 MoE"), "assisted", "not in transformers: recurrent"),
+    )
+    for name in names
 }
 
 
