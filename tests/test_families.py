@@ -273,8 +273,8 @@ def test_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     options = ["--family", "LLaVA", "--family", "GLM-4V", "--cell", "image batch", "--cell", "image and video"]
     assert suite.main([*options, "--check", "--out", str(tmp_path / "matrix.md")]) == 0
     table = (tmp_path / "matrix.md").read_text()
-    assert "| LLaVA | ok | no video |" in table
-    assert "| GLM-4V | ok | not in transformers: videos have the placeholder of images |" in table
+    assert "| LLaVA | ok | (1) |" in table and "(1) no video" in table
+    assert "| GLM-4V | ok | (2) |" in table and "(2) not in transformers: videos have the placeholder" in table
     assert "(2) not in transformers" in capsys.readouterr().out
     monkeypatch.setitem(suite.CELLS, "image batch", fail)
     monkeypatch.setitem(suite.ALONE, "image and video", lambda subject: None)

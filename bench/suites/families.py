@@ -127,10 +127,11 @@ def _short(text: str, error: Exception | None, notes: list[str]) -> str:
 
 
 def _markdown(rows: list, versions: str) -> str:
-    cells = list(rows[0][1])
-    lines = [f"| {versions} | " + " | ".join(cells) + " |", "|---" * (len(cells) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(text for text, _ in results.values()) + " |" for name, results in rows]
-    return "\n".join(lines) + "\n"
+    cells, notes = list(rows[0][1]), list[str]()
+    lines = ["| | " + " | ".join(cells) + " |", "|---" * (len(cells) + 1) + "|"]
+    for name, results in rows:
+        lines.append(f"| {name} | " + " | ".join(_short(text, error, notes) for text, error in results.values()) + " |")
+    return "\n".join([*lines, "", *(f"({i}) {note}  " for i, note in enumerate(notes, 1)), versions]) + "\n"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,7 +22,6 @@ class Family:
         encoder_arguments: arguments of ``forward`` that only the vision encoder reads, besides the pixels.
         position_sources: arguments of ``forward`` that serve to compute positions.
         column_arguments: arguments of ``forward`` [B, L] that follow the tokens when the prompt shrinks, 0 in padding.
-        item: what one entry of :meth:`tokens` is, and has its own budget by default.
         model: the model.
         placeholders: by modality, the token id that stands for one visual token in the prompt.
         hidden_size: width of the visual tokens that the language model reads.
@@ -33,7 +32,6 @@ class Family:
     encoder_arguments: ClassVar[tuple[str, ...]] = ()
     position_sources: ClassVar[tuple[str, ...]] = ()
     column_arguments: ClassVar[tuple[str, ...]] = ("token_type_ids", "mm_token_type_ids")
-    item: ClassVar[str] = "image"
 
     def __init__(self, model: PreTrainedModel):
         text_config = model.config.get_text_config()
