@@ -97,6 +97,12 @@ def check_beams(subject: Subject, rows: tuple[list[int | str], ...]) -> None:
     assert torch.equal(ids, expected), "other beams than those of the full prompt"
 
 
+def check_assisted(subject: Subject, row: list[int | str]) -> None:
+    """Tokens are those of greedy decoding, with guesses from the prompt and with those of a draft model."""
+    check_generate(subject, (row,), prompt_lookup_num_tokens=2)
+    check_generate(subject, (row,), assistant_model=subject.family.model(seed=3))
+
+
 def check_beams_alone(subject: Subject, rows: tuple[list[int | str], ...]) -> None:
     """Beams of the model without a selector do not depend on its cache."""
     inputs, options = subject.prompt(*rows), {"num_beams": 2, "max_new_tokens": 4, "eos_token_id": None}
@@ -176,7 +182,7 @@ def _check_compact(subject: Subject, inputs: Inputs, budget: float) -> None:
     model = subject.model
     with subject.attach(budget) as handle, positions_seen(model) as seen:
         logits, selected = model(**inputs, return_selection=True)
-        logits, compact, family = logits.logits, handle.last_prompt, handle.family
+        logits, compact = logits.logits, handle.last_prompt
     assert compact is not None, "nothing was dropped"
     keep = _kept_columns(handle, inputs)
     for modality, items in selected.items():
@@ -184,7 +190,9 @@ def _check_compact(subject: Subject, inputs: Inputs, budget: float) -> None:
         ks = [max(1, int(n * budget)) + len(item.scores) - n for n, item in zip(free, items, strict=True)]
         assert [len(item.indices) for item in items] == ks, f"{modality}: not k tokens of every one"
     assert int((compact.columns >= 0).sum()) == int(keep.sum()), "not the tokens of the text and sum(k) visual ones"
-    positions = family.positions(family.prepare(inputs))
+    # What the model itself would give generate() for the full prompt: [4, B, L] with the text row first, or [B, L].
+    positions = model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
+    positions = positions[1:] if positions.dim() == 3 else positions[None]
     for row, of_row in enumerate(keep):
         k = int(of_row.sum())
         got = seen[0][-len(positions) :, row, compact.length - k :] if seen[0].dim() == 3 else seen[0][row, -k:][None]

@@ -145,6 +145,26 @@ def test_one_pool_for_the_call(llava: checks.Subject) -> None:
             llava.model(**inputs, budget=[0.5, 0.2])
 
 
+def test_minimum_tokens_of_an_image_in_one_pool(llava: checks.Subject) -> None:
+    """All budget goes to the first image, but for the minimum of the others."""
+    inputs = llava.prompt(*MANY)
+    scores = -torch.arange(108.0)
+    with torch.no_grad(), attach_selector(llava.model, TokenNorm(0.25, pool="call")):
+        options = {"scores": {"image": scores}, "minimum": 4, "return_selection": True}
+        _, selected = llava.model(**inputs, **options)
+        assert [item.indices.tolist() for item in selected["image"]] == [list(range(19)), [0, 1, 2, 3], [0, 1, 2, 3]]
+        assert torch.equal(torch.cat([item.scores for item in selected["image"]]), scores)
+        _, selected = llava.model(**inputs, **options | {"minimum": 20})
+        assert [len(item.indices) for item in selected["image"]] == [20, 20, 20]
+    llava.selector.pool = "call"
+    with llava.attach(0.5), pytest.raises(ValueError, match=r"^minimum: got 2 with pool='call' in training"):
+        try:
+            llava.selector.train()
+            llava.model(**inputs, minimum=2)
+        finally:
+            llava.selector.eval().pool = "image"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -200,6 +220,15 @@ def test_deepstack_rows_follow_their_tokens() -> None:
         for got, layer in zip(seen["deepstack_visual_embeds"], layers, strict=True):
             torch.testing.assert_close(got, layer * probs)
     hook.remove()
+
+
+def test_no_mask_is_a_mask_of_ones(subject: checks.Subject) -> None:
+    inputs = subject.prompt([5, "image", 3, "image", 4])
+    without = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    with torch.no_grad(), subject.attach(0.5):
+        torch.testing.assert_close(subject.model(**without).logits, subject.model(**inputs).logits, rtol=0, atol=1e-6)
+        ids = subject.model.generate(**without, max_new_tokens=3)
+        assert torch.equal(ids, subject.model.generate(**inputs, max_new_tokens=3))
 
 
 def test_packed_sequences_of_a_model_with_plain_positions_are_refused(llava: checks.Subject) -> None:

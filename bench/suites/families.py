@@ -33,7 +33,7 @@ CELLS: dict[str, Callable[[checks.Subject], None]] = {
     "beams, several images": lambda subject: checks.check_beams(subject, MANY),
     "greedy, video": lambda subject: checks.check_generate(subject, VIDEOS),
     "beams, video": lambda subject: checks.check_beams(subject, VIDEOS),
-    "assisted": lambda subject: checks.check_generate(subject, MANY[:1], prompt_lookup_num_tokens=2),
+    "assisted": lambda subject: checks.check_assisted(subject, MANY[0]),
     "dynamic cache": lambda subject: checks.check_cached(subject, MANY, static=False),
     "static cache": lambda subject: checks.check_cached(subject, MANY, static=True),
     "chunked prefill": lambda subject: checks.check_generate(subject, MANY, prefill_chunk_size=16),

@@ -10,6 +10,7 @@ from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt, K
 from vs_kernels.integrations.transformers.families import Family
 from vs_kernels.integrations.transformers.fixed_tokens import FixedTokens
 from vs_kernels.integrations.transformers.request import SelectionRequest
+from vs_kernels.ops.topk_indices import topk_indices
 from vs_kernels.ops.topk_mask import topk_mask
 from vs_kernels.plan import SelectionPlan
 from vs_kernels.selection import Selection
@@ -91,7 +92,19 @@ def _select(
     else:
         scores = scores.to(tokens.device, torch.float32)
         selection = select_by_scores(free, scores if fixed is None else scores[fixed.free], plan)
+    if selector.pool == "call" and request.minimum > 1:
+        selection = _with_minimum(selection, free, free_lengths, request.minimum)
     return selection if fixed is None else fixed.join(selection, tokens)
+
+
+def _with_minimum(selection: Selection, tokens: Tensor, lengths: list[int], minimum: int) -> Selection:
+    """The selection in one pool of several images, with at least ``minimum`` tokens of every image."""
+    if selection.loss is not None:
+        raise ValueError(f"minimum: got {minimum} with pool='call' in training, expected 1 or pool='image'")
+    floor = SelectionPlan(lengths, [min(minimum, length) for length in lengths])
+    scores = selection.scores.index_fill(0, topk_indices(selection.scores, floor), torch.inf)
+    plan = SelectionPlan([sum(lengths)], [max(selection.plan.total_kept, floor.total_kept)])
+    return select_by_scores(tokens, scores, plan)._replace(scores=selection.scores)
 
 
 def _compact(family: Family, inputs: dict[str, Any], kept: list[KeptTokens]) -> tuple[dict[str, Any], CompactPrompt]:

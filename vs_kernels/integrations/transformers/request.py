@@ -33,7 +33,7 @@ class SelectionRequest(NamedTuple):
     Attributes:
         budget: one number; one for every row of the batch; or, by modality, one for every image, tile or video.
             None: the selector's own.
-        minimum: tokens that every pool keeps at least.
+        minimum: tokens that every image, tile or video keeps at least.
         scores: by modality, float32 [T] or one [N] for every image, tile or video, in place of the selector's.
         return_selection: whether the call returns what was selected, too.
     """
