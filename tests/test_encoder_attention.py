@@ -1,5 +1,7 @@
 """Attention received in the encoder, against the attention that the eager encoder returns."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -9,6 +11,14 @@ from vs_kernels.baselines import AttentionReceived, VisionZip
 from vs_kernels.integrations.transformers import EncoderAttention, attach_selector
 
 ROWS = ([5, "image", 3, "image", 4], [6, "image", 2])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_llava_against_the_attention_of_its_class_token() -> None:

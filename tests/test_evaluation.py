@@ -1,6 +1,11 @@
 """vs-kernels evaluate, through its command line, with a tiny local model and files made here."""
 
+import importlib
 import json
+import re
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,14 @@ from vs_kernels import ImportanceScorer, VisionTokenSelector, cli
 from vs_kernels.evaluation.data import read_questions
 from vs_kernels.evaluation.metrics import anls, edit_distance, exact_match
 from vs_kernels.evaluation.selectors import BASELINES, selector_named
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +171,19 @@ def test_selectors_by_name() -> None:
         assert type(selector_named(name, "call")) is baseline and selector_named(name, "call").pool == "call"
     with pytest.raises(ValueError, match=r"^pool: got 'batch'"):
         selector_named("random", "batch")
+
+
+def test_lmms_eval_finds_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its entry point; lmms-eval itself stands in here, tests/test_lmms_eval.py runs it."""
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    entry = re.search(r'\[project.entry-points."lmms_eval.models"\]\nvs_kernels = "(.*):(.*)"', project)
+    module_name, name = entry.groups()
+    registry = types.ModuleType("lmms_eval.models.registry_v2")
+    registry.ModelManifest = dict
+    for part in ("lmms_eval", "lmms_eval.models"):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    monkeypatch.setitem(sys.modules, "lmms_eval.models.registry_v2", registry)
+    manifest = getattr(importlib.import_module(module_name), name)()
+    assert manifest["model_id"] == "qwen2_5_vl_selected"
+    path = Path(__file__).parent.parent.joinpath(*manifest["chat_class_path"].split(".")[:-1]).with_suffix(".py")
+    assert f"class {manifest['chat_class_path'].split('.')[-1]}(" in path.read_text()

@@ -35,13 +35,14 @@ def attach_selector(
       the left; ``handle.last_prompt.columns`` says which columns of the full prompt they are. Decoding steps on its
       cache go on as if it held the full prompt: they take the attention mask of the full prompt and all tokens
       after it, or none.
+    - Both take ``budget``, ``minimum``, ``scores`` and ``return_selection`` besides, for one call; docs/adapters.md.
     - ``mm_token_type_ids`` may be left out; ``attention_mask`` None means that nothing is padding. Nothing is selected
       from ``mm_encoder_outputs``, features of the caller.
     - ``selector.train()`` makes the selection differentiable, as its ``train_mode`` says. ``handle.loss`` is not
       added to the loss of the model.
 
     Args:
-        model: a Qwen2-VL or Qwen2.5-VL model for conditional generation.
+        model: for conditional generation, of a family that docs/adapters.md lists or :func:`register_family` adds.
         selector: a trained selector, or one of ``vs_kernels.baselines``; is moved to the device of the model, and does
             not become a part of it.
         budget: retention budget in (0, 1]; None: the selector's own.
@@ -50,7 +51,7 @@ def attach_selector(
         A handle. ``handle.detach()``, or the end of a ``with`` block over it, restores the model.
 
     Raises:
-        TypeError: a model of another class.
+        TypeError: a model of another class; the message lists those supported.
         ValueError: the scorer reads tokens of another width, the budget is outside (0, 1], or the model has a
             selector already.
     """
