@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from vs_kernels.baselines import attention_received
-from vs_kernels.integrations.transformers.families import family_of
+from vs_kernels.integrations.transformers.families import Family, family_of
 from vs_kernels.integrations.transformers.families.llava import Llava
 from vs_kernels.integrations.transformers.families.qwen_vl import QwenVL
 
@@ -43,14 +43,16 @@ class EncoderAttention:
             self._attention: Any = tower.blocks[-1].attn
             self._merged = tower.spatial_merge_size**2
             self._class_token = False
-        elif type(family) is Llava and hasattr(model.config, "vision_feature_select_strategy"):
+        elif _is_clip_llava(model, family):
             tower = model.model.vision_tower
-            layers = next(module for module in tower.modules() if isinstance(module, nn.ModuleList))
-            self._attention = layers[model.config.vision_feature_layer].self_attn
+            self._attention = _layers(tower)[model.config.vision_feature_layer].self_attn
             self._merged = 1
             self._class_token = model.config.vision_feature_select_strategy == "default"
         else:
-            raise TypeError(f"model: got {type(model).__name__}, expected one of a Qwen, GLM-4V or LLaVA family")
+            raise TypeError(
+                f"model: got {type(model).__name__}, expected one of a Qwen, GLM-4V or LLaVA family whose encoder "
+                "gives the features of one layer"
+            )
         self._tower = tower
         self._calls: deque[tuple[Tensor | None, list[Tensor]]] = deque(maxlen=2)
         self._config = self._attention.config
@@ -89,6 +91,19 @@ class EncoderAttention:
                 self._calls[-1][1].append(attention_received(of_query[:, :1], of_key, scale)[1:])
             else:
                 self._calls[-1][1].append(attention_received(of_query, of_key, scale))
+
+
+def _is_clip_llava(model: PreTrainedModel, family: Family) -> bool:
+    """Whether the model is a LLaVA with an encoder like CLIP or SigLIP, one of whose layers gives all features."""
+    layer = getattr(model.config, "vision_feature_layer", None)
+    if type(family) is not Llava or not isinstance(layer, int):
+        return False
+    strategy = getattr(model.config, "vision_feature_select_strategy", None)
+    return strategy is not None and hasattr(_layers(model.model.vision_tower)[layer], "self_attn")
+
+
+def _layers(tower: nn.Module) -> nn.ModuleList:
+    return next(module for module in tower.modules() if isinstance(module, nn.ModuleList))
 
 
 def _attend(
