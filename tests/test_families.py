@@ -68,6 +68,12 @@ def test_video(name: str) -> None:
     checks.check_forward(checks.Subject(FAMILIES[name]), *suite.VIDEOS)
 
 
+def test_glm_says_that_it_cannot_read_images_and_videos_together() -> None:
+    subject = checks.Subject(FAMILIES["GLM-4V"])
+    with subject.attach(0.5), pytest.raises(ValueError, match=r"^pixel_values_videos: got it together with pixel_val"):
+        subject.model(**subject.prompt(*suite.MIXED))
+
+
 @pytest.mark.parametrize("name", ["Qwen3-VL", "InternVL", "LLaVA-OneVision", "SmolVLM"])
 def test_beams(name: str) -> None:
     checks.check_beams(checks.Subject(FAMILIES[name]), MANY)

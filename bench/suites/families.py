@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
     started, unexpected, rows = time.perf_counter(), [], []
     for name in args.family or FAMILIES:
         results = _row(name, args.cell or list(CELLS))

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from vs_kernels.integrations.transformers.families.interface import Family, take_rows
@@ -83,9 +84,17 @@ class Glm4V(QwenVL):
         "Glm46VForConditionalGeneration",
     )
 
-    def __init__(self, model):
+    def __init__(self, model: PreTrainedModel):
         super().__init__(model)
         self.placeholders = dict.fromkeys(self.placeholders, model.config.image_token_id)
+
+    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if inputs.get("pixel_values") is not None and inputs.get("pixel_values_videos") is not None:
+            raise ValueError(
+                "pixel_values_videos: got it together with pixel_values, expected one of them; this model has one "
+                "placeholder for images and videos, and cannot read both in a call"
+            )
+        return super().prepare(inputs)
 
     def token_types(self, inputs: dict[str, Any]) -> Tensor:
         is_video = inputs.get("pixel_values") is None
