@@ -8,6 +8,7 @@ import torch
 
 import vs_kernels
 from vs_kernels import library, verify
+from vs_kernels.evaluation import command
 from vs_kernels.ops.checks import TOKEN_DTYPES
 
 
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         choices=devices(),
         help="only this device; may be repeated",
     )
+    command.add_to(commands)
     options = parser.parse_args(arguments)
     return options.run(options)
 
