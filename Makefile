@@ -5,13 +5,16 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test test-all lint sanitize clean
 
 demo: $(INSTALLED)  ## prefill with and without selection, on a real photo
 	$(VENV)/bin/python -m bench prefill
 
 test: $(INSTALLED)  ## the whole test suite
 	$(VENV)/bin/python -m pytest
+
+test-all: $(INSTALLED)  ## every operator test in Triton's interpreter as well: an hour
+	$(VENV)/bin/python -m pytest --all
 
 lint: $(INSTALLED)  ## style and types
 	$(VENV)/bin/ruff check .

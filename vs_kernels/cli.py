@@ -3,6 +3,7 @@
 import argparse
 import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
         choices=devices(),
         help="only this device; may be repeated",
     )
+    tune = commands.add_parser("tune", help="measure tile sizes of the Triton kernels on this machine's GPU")
+    tune.set_defaults(run=_tune)
+    tune.add_argument("--width", type=int, default=3584, metavar="D", help="columns of a token (default: 3584)")
+    tune.add_argument("--length", type=int, default=4096, metavar="N", help="number of tokens (default: 4096)")
+    tune.add_argument("--out", type=Path, metavar="FILE", help="default: where the launchers look, VS_KERNELS_TILES")
     command.add_to(commands)
     options = parser.parse_args(arguments)
     return options.run(options)
@@ -47,7 +53,7 @@ def _info(_: argparse.Namespace) -> int:
     for name in verify.CALLS:
         print(f"{name:<26}" + "".join(f"{library.kernel_of(name, device):<10}" for device in devices()))
     print()
-    print("C++: compiled kernel. PyTorch: the same result composed of PyTorch operators, slower.")
+    print("C++: compiled kernel. Triton: compiled at its first call. PyTorch: composed of PyTorch operators, slower.")
     return 0
 
 
@@ -65,6 +71,31 @@ def _verify(options: argparse.Namespace) -> int:
                 print(f"{row}{library.kernel_of(name, device):<9}{worst:<40}{'ok' if ok else 'WRONG'}", flush=True)
     print(f"{failed} of the lines above are wrong" if failed else "every operator agrees with float64")
     return 1 if failed else 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    problem = library.TRITON_PROBLEM or (None if torch.cuda.is_available() else "torch finds no CUDA or ROCm device")
+    if problem:
+        print(f"vs-kernels tune: {problem}", file=sys.stderr)
+        return 2
+    from triton.testing import do_bench
+
+    from vs_kernels.kernels.tiles import default_file
+    from vs_kernels.kernels.tune import tune
+
+    file, device = options.out or default_file(), torch.device("cuda", torch.cuda.current_device())
+    print(f"{'kernel':<18}{'rows':>6}{'columns':>9}{'warps':>7}{'µs':>10}{'before, µs':>12}")
+    found = tune(device, options.width, options.length, file, lambda call: do_bench(call) / 1e3)
+    for kernel, tile, seconds, before in found:
+        print(
+            f"{kernel:<18}{tile.rows:>6}{tile.columns:>9}{tile.num_warps:>7}{seconds * 1e6:>10.1f}{before * 1e6:>12.1f}"
+        )
+    print(
+        f"the launchers read {file}"
+        if file == default_file()
+        else f"VS_KERNELS_TILES={file} makes the launchers read it"
+    )
+    return 0
 
 
 if __name__ == "__main__":

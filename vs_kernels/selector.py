@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from vs_kernels.ops.checks import check_scale, check_temperature
@@ -14,6 +16,9 @@ from vs_kernels.ops.straight_through_mask import straight_through_mask
 from vs_kernels.ops.topk_consistency_loss import topk_consistency_loss
 from vs_kernels.plan import SelectionPlan, check_budget
 from vs_kernels.selection import Selection
+
+if TYPE_CHECKING:
+    from vs_kernels.capture import CapturedSelection
 
 TRAIN_MODES = ("soft", "straight_through_gather", "straight_through_mask")
 POOLS = ("image", "call")
@@ -159,6 +164,23 @@ class VisionTokenSelector(nn.Module):
         else:
             kept = straight_through_mask(tokens, scores, plan, self.temperature, dropped_scale=self.dropped_scale)
         return Selection(kept, indices, scores, probs, loss, plan)
+
+    def capture(
+        self, lengths: Sequence[int], budget: float | None = None, dtype: torch.dtype = torch.bfloat16
+    ) -> "CapturedSelection":
+        """The selection of images of these lengths as one CUDA graph: a replay costs one launch on the host.
+
+        Args:
+            lengths: tokens per image, host integers.
+            budget: another budget than the module's.
+            dtype: of the tokens.
+
+        Raises:
+            ValueError: the module is not on a CUDA device, or is training.
+        """
+        from vs_kernels.capture import CapturedSelection
+
+        return CapturedSelection(self, lengths, budget, dtype)
 
     def config(self) -> dict[str, int | float | str]:
         """The arguments that rebuild this module, with the scorer's sizes."""

@@ -3,9 +3,11 @@
 ``vs-kernels tune`` measures candidates on the GPU at hand and writes a file that takes precedence over the table.
 """
 
+import contextlib
 import functools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +60,27 @@ def default_file() -> Path:
 def tile_of(kernel: str, width: int, device: torch.device) -> Tile:
     """The tile of ``kernel`` for rows of ``width`` columns: never wider than the row, rounded up to a power of two."""
     arch = architecture(device)
-    tile = _tuned(default_file()).get(arch, {}).get(kernel) or TABLE.get(arch, DEFAULT)[kernel]
+    tuned = _FORCED or _tuned(default_file()).get(arch, {})
+    tile = tuned.get(kernel) or TABLE.get(arch, DEFAULT)[kernel]
     return tile._replace(columns=min(tile.columns, max(16, next_power_of_two(width))))
+
+
+_FORCED: dict[str, Tile] = {}
+
+
+@contextlib.contextmanager
+def forced(table: dict[str, Tile]) -> Iterator[None]:
+    """These tiles while the context lasts; for kernels that are not in it those of the architecture."""
+    _FORCED.update(table)
+    try:
+        yield
+    finally:
+        _FORCED.clear()
+
+
+def forget_file() -> None:
+    """Read the file of tuned tiles again at the next launch."""
+    _tuned.cache_clear()
 
 
 @functools.cache
