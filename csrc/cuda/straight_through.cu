@@ -80,7 +80,8 @@ std::tuple<Tensor, Tensor> straight_through_backward(const Backward& given) {
   const int64_t entry_bytes = tokens.element_size(), entries = sizeof(uint4) / entry_bytes;
   const Geometry cut = geometry(num_rows, pools, columns * entry_bytes);
   const Tensor credits = torch::stable::new_empty(scores, {wants_scores ? num_rows : 0});
-  const Tensor moments = torch::stable::new_empty(scores, {wants_scores ? cut.chunks : 0, 2});
+  const Tensor moments = torch::stable::new_empty(scores, {wants_scores ? cut.chunks : 0, 3});
+  static_assert(sizeof(Moments) == 3 * sizeof(float));
   const bool vectors = in_vectors(grads, grads.stride(0), entries) && in_vectors(tokens, tokens.stride(0), entries) &&
                        (!wants_tokens || in_vectors(grad_tokens, columns, entries));
   const SoftPools soft_pools = {const_data<float>(scores),       const_data<float>(pivots), const_data<float>(shifts),

@@ -28,10 +28,12 @@ struct SoftPools {
   float inverse_temperature;
 };
 
-// Of some rows of one pool: sum of v, and mean of the credits weighted by v.
+// Of some rows of one pool: sum of v, and mean of the credits weighted by v, in two parts so that it keeps its digits
+// where the credits vary less than a float32 of their size can tell.
 struct Moments {
   float weight;
   float mean;
+  float mean_rest;
 };
 
 struct RowsTask {
@@ -165,12 +167,12 @@ __device__ inline void finish_chunk(const RowsTask& task, int64_t begin, int num
   if (begin + num_rows > pools.cu_lengths[pool + 1]) return;
   const float v = lane < num_rows ? soft_slope(pools, begin + lane, pools.pivots[pool], pools.shifts[pool]) : 0.0f;
   const float weight = warp_sum(v);
-  float mean = 0.0f;
+  float mean = 0.0f, mean_rest = 0.0f;
   if (weight > 0.0f) {
     mean = warp_sum(v * credit) / weight;
-    mean += warp_sum(v * (credit - mean)) / weight;
+    mean_rest = warp_sum(v * (credit - mean)) / weight;
   }
-  if (lane == 0) task.moments[blockIdx.x] = {weight, mean};
+  if (lane == 0) task.moments[blockIdx.x] = {weight, mean, mean_rest};
 }
 
 // Grid: one block per chunk of rows. kScores, kTokens: which gradients are wanted; credits and moments are for the
@@ -236,7 +238,7 @@ struct PoolTerms {
     if (term < num_chunks) return task.moments[first_chunk + term];
     const int64_t edge = term - num_chunks;
     const int64_t row = begin + edge + (edge < rows_before ? 0 : num_chunks * task.chunk_rows);
-    return {soft_slope(task.pools, row, pivot, shift), task.credits[row]};
+    return {soft_slope(task.pools, row, pivot, shift), task.credits[row], 0.0f};
   }
 };
 
@@ -266,7 +268,7 @@ __global__ void __launch_bounds__(kPoolThreads) straight_through_pools(const Poo
     // to the rounding of the result, also where the credits vary little.
     for (int64_t term = threadIdx.x; term < terms.num_terms; term += kPoolThreads) {
       const Moments moments = terms(term, task, pivot, shift);
-      product_rest += moments.weight * (moments.mean - mean);
+      product_rest += moments.weight * (moments.mean - mean + moments.mean_rest);
     }
     mean_rest = block_sum<kWarps>(product_rest, partials[2]) / weight;
   }

@@ -89,9 +89,11 @@ class _Batch:
                     self.pc[threads] = pc + 1
                     self.status[active] = _DONE
                     return
+                case "bar" | "shfl" | "vote" if instruction.guard:
+                    raise NotImplementedError(f"{instruction.text!r} of some threads")
                 case "bar":
                     self.pc[threads] = pc
-                    self.status[active] = _AT_BARRIER
+                    self.status[threads] = _AT_BARRIER
                     self._release_barriers()
                     return
                 case "shfl" | "vote":
@@ -119,6 +121,7 @@ class _Batch:
                 self._report()
             self.status[span] = _RUNS
             self.pc[span] += 1
+            self.shared.epoch[block] += 1
 
     def _whole_warps(self, threads: np.ndarray, pc: int) -> np.ndarray:
         """Of the threads that have come to a warp instruction, those whose warp is complete."""

@@ -11,6 +11,10 @@ BANKS = 32
 _FIRST_ADDRESS, _SPACING = 1 << 40, 1 << 36  # far enough apart that a small mistake does not hit the next array
 
 
+class RaceCondition(RuntimeError):
+    """Two warps use the same word of shared memory in an order that nothing fixes."""
+
+
 @dataclass
 class Traffic:
     """Of all accesses to one array, in one direction."""
@@ -24,18 +28,24 @@ class Traffic:
 
 
 class Memory:
-    """Global memory: the arrays of ``named``, of which only those in ``writable`` may be written."""
+    """Global memory: the arrays of ``named``, of which only those in ``writable`` may be written.
 
-    def __init__(self, named: dict[str, np.ndarray], writable: set[str]) -> None:
+    Of those in ``counted``, ``times_read`` and ``times_written`` say how often each byte was.
+    """
+
+    def __init__(self, named: dict[str, np.ndarray], writable: set[str], counted: set[str]) -> None:
         self.names = list(named)
         self.writable = writable
-        # at an odd multiple of 16 bytes less than the page, as slices of a tensor may be
         self.bytes = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in named.values()]
         self.bases = {name: _FIRST_ADDRESS + i * _SPACING for i, name in enumerate(self.names)}
         self.reads: dict[str, Traffic] = defaultdict(Traffic)
         self.writes: dict[str, Traffic] = defaultdict(Traffic)
-        self.times_read = {name: np.zeros(len(data), np.uint8) for name, data in zip(self.names, self.bytes, strict=True)}
-        self.times_written = {name: np.zeros_like(counts) for name, counts in self.times_read.items()}
+        sizes = {name: len(data) for name, data in zip(self.names, self.bytes, strict=True) if name in counted}
+        self.times_read = {name: np.zeros(size, np.uint8) for name, size in sizes.items()}
+        self.times_written = {name: np.zeros(size, np.uint8) for name, size in sizes.items()}
+
+    def size(self, name: str) -> int:
+        return len(self.bytes[self.names.index(name)])
 
     def address(self, name: str) -> int:
         return self.bases[name]
@@ -57,7 +67,7 @@ class Memory:
         """uint8 [threads, size]"""
         which, offsets = self._locate(addresses, size, text)
         name = self.names[which]
-        self._count(self.reads[name], self.times_read[name], offsets, size, warps)
+        self._count(self.reads[name], self.times_read.get(name), offsets, size, warps)
         return self.bytes[which].reshape(-1)[offsets[:, None] + np.arange(size)]
 
     def store(self, addresses: np.ndarray, values: np.ndarray, warps: np.ndarray, text: str) -> None:
@@ -66,50 +76,73 @@ class Memory:
         name = self.names[which]
         if name not in self.writable:
             raise PermissionError(f"{text}: writes {name}")
-        self._count(self.writes[name], self.times_written[name], offsets, size, warps)
+        self._count(self.writes[name], self.times_written.get(name), offsets, size, warps)
         self.bytes[which][offsets[:, None] + np.arange(size)] = values
 
     def _count(
-        self, traffic: Traffic, times: np.ndarray, offsets: np.ndarray, size: int, warps: np.ndarray
+        self, traffic: Traffic, times: np.ndarray | None, offsets: np.ndarray, size: int, warps: np.ndarray
     ) -> None:
         traffic.bytes += offsets.size * size
         traffic.sectors += np.unique(warps.astype(np.int64) * (_SPACING // SECTOR) + offsets // SECTOR).size
-        np.add.at(times, (offsets[:, None] + np.arange(size)).reshape(-1), 1)
+        if times is not None:
+            np.add.at(times, (offsets[:, None] + np.arange(size)).reshape(-1), 1)
 
 
 class SharedMemory:
-    """Of a batch of blocks, with the worst bank conflict that occurred."""
+    """Of a batch of blocks: 32-bit words, with the worst bank conflict that occurred.
+
+    Between two barriers a word belongs to the warp that writes it; any other warp's access is a race.
+    """
 
     def __init__(self, blocks: int, size: int) -> None:
-        self.size = size
-        self.bytes = np.zeros(blocks * size, np.uint8)
-        self.written = np.zeros(blocks * size, bool)
+        self.words_of_block = size // 4
+        words = blocks * self.words_of_block
+        self.words = np.zeros(words, np.uint32)
+        self.epoch = np.zeros(blocks, np.int64)  # barriers that a block has passed
+        self.writer = np.full(words, -1)  # warp
+        self.reader = np.full(words, -1)  # warp, or -2 for several
+        self.write_epoch = np.full(words, -1)
+        self.read_epoch = np.full(words, -1)
         self.worst_conflict = 1
 
-    def _offsets(
-        self, addresses: np.ndarray, size: int, blocks: np.ndarray, warps: np.ndarray, text: str
-    ) -> np.ndarray:
+    def _locate(self, addresses: np.ndarray, size: int, warps: np.ndarray, blocks: np.ndarray, text: str) -> np.ndarray:
         if size != 4:
             raise NotImplementedError(f"{text}: bank conflicts of accesses of {size} bytes")
-        addresses = addresses.astype(np.int64)
-        if addresses.min() < 0 or addresses.max() + size > self.size or (addresses % size).any():
-            raise IndexError(f"{text}: shared memory of {self.size} bytes at {addresses.min()} to {addresses.max()}")
-        words = np.unique(warps.astype(np.int64) * (self.size // 4) + addresses // 4)
-        banks = words // (self.size // 4) * BANKS + words % (self.size // 4) % BANKS
+        if addresses.min() < 0 or addresses.max() + 4 > 4 * self.words_of_block or (addresses % 4).any():
+            raise IndexError(
+                f"{text}: shared memory of {4 * self.words_of_block} bytes at {addresses.min()} to {addresses.max()}"
+            )
+        words = addresses // 4
+        distinct = np.unique(warps.astype(np.int64) * self.words_of_block + words)
+        banks = distinct // self.words_of_block * BANKS + distinct % self.words_of_block % BANKS
         self.worst_conflict = max(self.worst_conflict, int(np.unique(banks, return_counts=True)[1].max()))
-        return (blocks * self.size + addresses)[:, None] + np.arange(size)
+        return blocks * self.words_of_block + words
 
-    def load(
-        self, addresses: np.ndarray, size: int, blocks: np.ndarray, warps: np.ndarray, text: str
-    ) -> np.ndarray:
-        at = self._offsets(addresses, size, blocks, warps, text)
-        if not self.written[at].all():
+    def _check_race(
+        self, others: np.ndarray, epochs: np.ndarray, warps: np.ndarray, now: np.ndarray, text: str
+    ) -> None:
+        racing = (epochs == now) & (others != warps)
+        if racing.any():
+            raise RaceCondition(f"{text}: warps {warps[racing][0]} and {others[racing][0]}, no barrier between them")
+
+    def load(self, addresses: np.ndarray, size: int, blocks: np.ndarray, warps: np.ndarray, text: str) -> np.ndarray:
+        at = self._locate(addresses, size, warps, blocks, text)
+        now = self.epoch[blocks]
+        if (self.writer[at] < 0).any():
             raise ValueError(f"{text}: shared memory is read before it is written")
-        return self.bytes[at]
+        self._check_race(self.writer[at], self.write_epoch[at], warps, now, text)
+        several = (self.read_epoch[at] == now) & (self.reader[at] != warps)
+        self.reader[at] = np.where(several, -2, warps)
+        self.read_epoch[at] = now
+        return self.words[at][:, None].view(np.uint8)
 
     def store(
         self, addresses: np.ndarray, values: np.ndarray, blocks: np.ndarray, warps: np.ndarray, text: str
     ) -> None:
-        at = self._offsets(addresses, values.shape[1], blocks, warps, text)
-        self.bytes[at] = values
-        self.written[at] = True
+        at = self._locate(addresses, values.shape[1], warps, blocks, text)
+        now = self.epoch[blocks]
+        self._check_race(self.writer[at], self.write_epoch[at], warps, now, text)
+        self._check_race(self.reader[at], self.read_epoch[at], warps, now, text)
+        self.words[at] = values.view(np.uint32)[:, 0]
+        self.writer[at] = warps
+        self.write_epoch[at] = now

@@ -7,7 +7,13 @@ import numpy as np
 
 # Registers hold bits; an instruction says what they mean.
 WIDTH_OF_TYPE = {"pred": 0, "8": 1, "16": 2, "32": 4, "64": 8}
-BITS = {0: np.dtype(bool), 1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+BITS = {
+    0: np.dtype(bool),
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    8: np.dtype(np.uint64),
+}
 _KINDS = {"f": "f", "u": "u", "s": "i", "b": "u"}
 
 
