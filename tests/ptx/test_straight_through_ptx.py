@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from straight_through_cases import DTYPES, Case
 from vs_kernels_nvcc import find_nvcc
 
-from ptx.device import SLICE_ROWS, Device, kernel_named, kernels
+from ptx.device import PtxDevice, kernel_named, kernels
 from ptx.machine import Deadlock, launch
 from ptx.memory import Memory, RaceCondition
 from ptx.parse import parse
@@ -17,6 +17,7 @@ from vs_kernels import SelectionPlan
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: CUDA_HOME, the path, /usr/local/cuda")
 
 ARCHS = ("compute_80", "compute_90")
+SLICE_ROWS = 8192  # of a pool, to one block, as in straight_through.cuh
 FORMS = ("gather", "mask")
 RAGGED = SelectionPlan([120, 1, 0, 43, 20], [24, 1, 0, 9, 0])
 
@@ -26,7 +27,7 @@ RAGGED = SelectionPlan([120, 1, 0, 43, 20], [24, 1, 0, 9, 0])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients(arch: str, form: str, dtype: str) -> None:
     case = Case.make(form, RAGGED, 64, DTYPES[dtype], noise=0.5)
-    case.check(*Device(case, arch, chunk_rows=4, warps_per_row=1).backward())
+    case.check(*PtxDevice(case, arch=arch, chunk_rows=4, warps_per_row=1).backward())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -35,7 +36,7 @@ def test_gradients(arch: str, form: str, dtype: str) -> None:
 def test_any_width_and_stride(form: str, dtype: str, width: int, padding: int) -> None:
     case = Case.make(form, SelectionPlan([9, 7], [3, 2]), width, DTYPES[dtype], padding=padding)
     for chunk_rows, warps_per_row in ((4, 1), (1, 4), (8, 4)):
-        case.check(*Device(case, chunk_rows=chunk_rows, warps_per_row=warps_per_row).backward())
+        case.check(*PtxDevice(case, chunk_rows=chunk_rows, warps_per_row=warps_per_row).backward())
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -55,7 +56,7 @@ def test_ragged_pools(data: st.DataObject) -> None:
         padding=data.draw(st.sampled_from([0, 4])),
         seed=data.draw(st.integers(0, 99)),
     )
-    device = Device(case, chunk_rows=data.draw(st.integers(1, 32)), warps_per_row=data.draw(st.sampled_from([1, 4])))
+    device = PtxDevice(case, chunk_rows=data.draw(st.integers(1, 32)), warps_per_row=data.draw(st.sampled_from([1, 4])))
     grad_tokens, grad_scores = device.backward(slices=data.draw(st.integers(1, 3)))
     case.check(grad_tokens, grad_scores)
     on_cpu_tokens, on_cpu_scores = case.on_cpu()
@@ -67,7 +68,7 @@ def test_ragged_pools(data: st.DataObject) -> None:
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
 def test_only_the_gradient_that_is_wanted(form: str, wanted: tuple[bool, bool]) -> None:
     case = Case.make(form, RAGGED, 16, torch.bfloat16)
-    device = Device(case)
+    device = PtxDevice(case)
     device.run_rows(*wanted)
     if wanted[0]:
         case.check(device.results["grad_tokens"], None)
@@ -82,7 +83,7 @@ def test_scores_that_are_no_numbers_and_saturated_pools() -> None:
     scores = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.5, 0.1, 3e38, -3e38, 1e-3] * 4)
     scores[16:] *= 1e4
     case = Case.make("mask", SelectionPlan([8, 8, 16], [3, 5, 4]), 8, torch.float32, scores=scores)
-    _, grad_scores = Device(case).backward()
+    _, grad_scores = PtxDevice(case).backward()
     case.check(None, grad_scores)
     assert (grad_scores[~scores.isfinite()] == 0).all()
 
@@ -92,7 +93,7 @@ def test_gradients_of_a_pool_add_up_to_zero_where_credits_hardly_vary() -> None:
     # credits of 8 and some units in the last place, exact in float32
     case.tokens.fill_(1.0)
     case.grads.fill_(1.0).add_(torch.randint(-8, 9, (500, 8)) * 2.0**-20)
-    _, grad_scores = Device(case, chunk_rows=16).backward()
+    _, grad_scores = PtxDevice(case, chunk_rows=16).backward()
     case.check(None, grad_scores)
     assert float(grad_scores.abs().max()) > 0
     assert abs(float(grad_scores.double().sum())) < 1e-6 * float(grad_scores.double().abs().sum())
@@ -101,7 +102,7 @@ def test_gradients_of_a_pool_add_up_to_zero_where_credits_hardly_vary() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_in_every_run(form: str) -> None:
     case = Case.make(form, RAGGED, 24, torch.float16)
-    first, second = (Device(case, chunk_rows=8).backward(slices=2) for _ in range(2))
+    first, second = (PtxDevice(case, chunk_rows=8).backward(slices=2) for _ in range(2))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
@@ -109,7 +110,7 @@ def test_a_million_tokens_in_one_pool() -> None:
     """The second launch alone: the first one's work does not depend on how long pools are."""
     total, chunk_rows = 1_000_003, 32
     case = Case.make("mask", SelectionPlan([17, total - 17], [5, total // 5]), 1, torch.float32)
-    device = Device(case, chunk_rows=chunk_rows)
+    device = PtxDevice(case, chunk_rows=chunk_rows)
     credits = (case.grads * case.tokens)[:, 0]
     device.results["credits"].copy_(credits)
     pool = torch.tensor([0] * 17 + [1] * (total - 17))
@@ -132,9 +133,9 @@ def test_offsets_of_64_bits() -> None:
         apart = memory.as_strided((2, 8), (far, 1))
         apart.copy_(near)
         setattr(case, name, apart)
-    device = Device(case)
+    results = PtxDevice(case).backward()
     case.tokens, case.grads = rows["tokens"], rows["grads"]
-    case.check(*device.backward())
+    case.check(*results)
 
 
 # Traffic
@@ -144,7 +145,7 @@ def test_offsets_of_64_bits() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_move_once_and_whole(form: str, dtype: str) -> None:
     case = Case.make(form, SelectionPlan([70, 30], [14, 6]), 1024, DTYPES[dtype])
-    device = Device(case, chunk_rows=4, warps_per_row=4)
+    device = PtxDevice(case, chunk_rows=4, warps_per_row=4)
     conflict = max(device.run_rows(), device.run_pools())
     memory = device.memory
     assert (memory.times_written["grad_tokens"] == 1).all()
@@ -251,6 +252,6 @@ def test_a_barrier_of_the_kernel_is_missed() -> None:
     kernel.code[at] = kernel.code[at - 1]
     try:
         with pytest.raises(RaceCondition, match="no barrier between them"):
-            Device(Case.make("mask", RAGGED, 64, torch.float32), chunk_rows=8, warps_per_row=4).run_rows()
+            PtxDevice(Case.make("mask", RAGGED, 64, torch.float32), chunk_rows=8, warps_per_row=4).run_rows()
     finally:
         kernel.code[at] = barrier
