@@ -42,7 +42,7 @@ def library_flags(archs: list[str]) -> list[str]:
 
 
 def torch_flags(torch: Path) -> list[str]:
-    """Headers of torch, and the version of its stable ABI: 2.10, as for the C++ library."""
+    """Headers of torch, and its stable ABI of 2.10: one library serves every later torch, and every Python."""
     return ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", f"{torch}/include"]
 
 

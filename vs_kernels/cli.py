@@ -39,6 +39,7 @@ def _info(_: argparse.Namespace) -> int:
     print(f"torch         {torch.__version__}")
     print(f"python        {platform.python_version()} on {platform.machine()}")
     print(f"CPU library   {library.CPU_PROBLEM or f'loaded, instruction set {library.cpu_isa()}'}")
+    print(f"CUDA library  {library.CUDA_PROBLEM or 'loaded, CUDA {}.{}'.format(*library.cuda_version())}")
     print(f"accelerator   {', '.join(devices()[1:]) or 'none found by torch'}")
     print()
     print(f"{'operator':<26}" + "".join(f"{device:<10}" for device in devices()))
