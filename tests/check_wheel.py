@@ -11,7 +11,10 @@ import venv
 import zipfile
 from pathlib import Path
 
-from library_audit import EXPORTS, problems
+from library_audit import ROOT, problems
+
+sys.path.insert(0, str(ROOT / "build_backend"))
+from vs_kernels_nvcc import find_nvcc
 
 MOST_BYTES = 5_000_000
 RUN = """
@@ -45,15 +48,16 @@ def main(wheel: Path) -> None:
             libraries = [name for name in archive.namelist() if ".so" in name]
             archive.extractall(Path(folder, "content"), libraries)
         names = {name.rpartition("/")[2] for name in libraries}
-        wanted = {"_cpu.so"} if os.environ.get("VS_KERNELS_CUDA") == "0" else set(EXPORTS)
-        require("_cpu.so" in names and names <= wanted, f"got the libraries {sorted(names)}, expected {sorted(wanted)}")
+        cuda = os.environ.get("VS_KERNELS_CUDA") != "0" and find_nvcc() is not None
+        wanted = {"_cpu.so", "_cuda.so"} if cuda else {"_cpu.so"}
+        require(names == wanted, f"got the libraries {sorted(names)}, expected {sorted(wanted)}")
         for name in libraries:
             found = problems(Path(folder, "content", name))
             require(not found, f"{name}: {'; '.join(found)}")
         python = environment(Path(folder, "environment"))
         install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel.resolve())]
         subprocess.run([python, *install], check=True, cwd=folder)
-        script = RUN.format(cuda="_cuda.so" in names)
+        script = RUN.format(cuda=cuda)
         subprocess.run([python, "-W", "error::RuntimeWarning", "-c", script], check=True, cwd=folder)
     print(f"the wheel works ({', '.join(sorted(names))}); {time.monotonic() - start:.0f} s")
 

@@ -16,46 +16,41 @@ needs_library = pytest.mark.skipif(not LIBRARY.is_file(), reason=f"{LIBRARY} is 
 
 LOAD = """
 import torch, vs_kernels
-from vs_kernels import library, verify
 from pathlib import Path
+from vs_kernels import library
 names = [schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("vs_kernels::")]
 has = lambda: {{name for name in names if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")}}
 before = has()
-torch.version.cuda = "{major}.0"
-print(library._load_cuda(Path({path!r})))
-print(sorted(name.removeprefix("vs_kernels::") for name in has() - before))
+for torch.version.cuda in {versions!r}:
+    print(library._load_cuda(Path({path!r})))
+    print(sorted(name.removeprefix("vs_kernels::") for name in has() - before))
 print(torch.cuda.is_initialized())
 """
 
 
-def load(path: Path, major: int) -> list[str]:
-    code = LOAD.format(path=str(path), major=major)
+def load(path: Path, *versions: str) -> list[str]:
+    """What is said of the library beside a torch of each version of CUDA, and which operators it then serves."""
+    code = LOAD.format(path=str(path), versions=versions)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @needs_library
-def test_it_loads_and_registers_the_backward() -> None:
-    problem, registered, initialised = load(LIBRARY, library.cuda_version(LIBRARY)[0])
+def test_it_registers_the_backward_beside_a_torch_with_the_same_cuda() -> None:
+    major, minor = library.cuda_version(LIBRARY)
+    other, registered_by_other, problem, registered, initialised = load(LIBRARY, f"{major - 1}.0", f"{major}.0")
+    assert other.startswith(f"_cuda.so is built with CUDA {major}.{minor}, this torch with {major - 1}.0")
+    assert registered_by_other == "[]"
     assert problem == "None"
     assert registered == str(sorted(library.CUDA_OPERATORS))
     assert initialised == "False"
 
 
-@needs_library
-def test_another_major_version_of_cuda_is_not_loaded() -> None:
-    major, minor = library.cuda_version(LIBRARY)
-    problem, registered, _ = load(LIBRARY, major - 1)
-    assert problem.startswith(f"_cuda.so is built with CUDA {major}.{minor}, this torch with {major - 1}.0")
-    assert registered == "[]"
-
-
 def test_a_library_that_does_not_load_is_told_in_words(tmp_path: Path) -> None:
     broken = tmp_path / "_cuda.so"
+    assert load(broken, "13.0")[0].startswith("_cuda.so was not built (no nvcc")
     broken.write_bytes(b"no library, vs_kernels CUDART_VERSION 13020")
     assert library.cuda_version(broken) == (13, 2)
-    assert load(broken, 13)[0].startswith("_cuda.so could not be loaded: ")
-    broken.unlink()
-    assert load(broken, 13)[0].startswith("_cuda.so was not built (no nvcc")
+    assert load(broken, "13.0")[0].startswith("_cuda.so could not be loaded: ")
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
@@ -83,31 +78,31 @@ def test_one_warning_at_first_use_on_cuda(name: str, monkeypatch: pytest.MonkeyP
     assert calls == [on_cpu, on_cuda, on_cuda]
 
 
-def run_operator(name: str, **arguments: object) -> str:
-    """The error of a CUDA kernel for arguments on the CPU, which it checks before it launches anything."""
-    code = f"""
+REFUSE = """
 import torch, vs_kernels
-torch.ops.load_library({str(LIBRARY)!r})
+torch.ops.load_library({path!r})
 f = torch.ones(6, 8)
-arguments = dict(tokens=f, scores=f[:, 0], pivots=f[0, :1], shifts=f[0, :1], cu_lengths=torch.tensor([0, 6]),
-                 temperature=0.5, output_mask=[True, True])
-if {name!r} == "gather":
-    arguments |= dict(grad_kept=f[:2], indices=torch.tensor([1, 3]), scale=1.0)
-else:
-    arguments |= dict(grad_out=f, mask=f[:, 0] > 0, dropped_scale=0.5)
-arguments |= {arguments!r}
-op = getattr(torch.ops.vs_kernels, "straight_through_{name}_backward").default
-keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-try:
-    op.redispatch(keys, **arguments)
-except RuntimeError as error:
-    print(error)
+pools = dict(scores=f[:, 0], pivots=f[0, :1], shifts=f[0, :1], cu_lengths=torch.tensor([0, 6]))
+forms = dict(
+    gather=dict(grad_kept=f[:2], indices=torch.tensor([1, 3]), scale=1.0),
+    mask=dict(grad_out=f, mask=f[:, 0] > 0, dropped_scale=0.5),
+)
+keys = torch._C.DispatchKeySet("CUDA")
+for name, arguments in forms.items():
+    op = getattr(torch.ops.vs_kernels, f"straight_through_{{name}}_backward").default
+    for output_mask in ([True, True], [True]):
+        try:
+            op.redispatch(keys, tokens=f, temperature=1.0, output_mask=output_mask, **pools, **arguments)
+        except RuntimeError as error:
+            print(str(error).splitlines()[0])
 """
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 @needs_library
-@pytest.mark.parametrize("form", ["gather", "mask"])
-def test_tensors_elsewhere_are_refused(form: str) -> None:
-    assert "tokens: expected a tensor on cuda" in run_operator(form)
-    assert "output_mask: got 1 entries, expected 2" in run_operator(form, output_mask=[True])
+def test_its_kernels_refuse_what_they_cannot_take() -> None:
+    """Called on a CPU past the dispatcher: they check before they launch anything."""
+    code = REFUSE.format(path=str(LIBRARY))
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    expected = ["tokens: expected a tensor on cuda", "output_mask: got 1 entries, expected 2"] * 2
+    assert len(output.splitlines()) == len(expected)
+    assert all(words in line for words, line in zip(expected, output.splitlines(), strict=True)), output
