@@ -66,7 +66,8 @@ class Device(ABC):
         total, width = self.case.tokens.shape
         strides = (self.case.grads.stride(0), self.case.tokens.stride(0))
         size = self.case.tokens.element_size()
-        aligned = all(entries * size % 16 == 0 for entries in (*strides, width))
+        # the gradient of the tokens is packed: its rows lie a width apart
+        aligned = all(entries * size % 16 == 0 for entries in (*strides, *([width] if wants_tokens else [])))
         task = {
             "grads_stride": strides[0],
             "tokens_stride": strides[1],

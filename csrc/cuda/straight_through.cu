@@ -1,12 +1,11 @@
 // The backward of straight_through_gather and straight_through_mask on CUDA: checks, two launches, registration.
-#include "straight_through.cuh"
-
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
 #include <tuple>
 #include <vector>
 
+#include "straight_through.cuh"
 #include "tensors.h"
 
 #define VS_KERNELS_TEXT(x) #x
@@ -64,16 +63,16 @@ std::tuple<Tensor, Tensor> straight_through_backward(const Backward& given) {
   const Tensor scores = cuda_vector(given.scores, "scores", ScalarType::Float, "float32", device, num_rows);
   const Tensor cu_lengths = cuda_vector(given.cu_lengths, "cu_lengths", ScalarType::Long, "int64", device, -1);
   const int64_t pools = cu_lengths.numel() - 1;
-  STD_TORCH_CHECK(pools >= 0 && (pools > 0 || num_rows == 0), "cu_lengths: got ", cu_lengths.numel(),
-                  " entries for ", num_rows, " tokens, expected one more than pools");
+  STD_TORCH_CHECK(pools >= 0 && (pools > 0 || num_rows == 0), "cu_lengths: got ", cu_lengths.numel(), " entries for ",
+                  num_rows, " tokens, expected one more than pools");
   const Tensor pivots = cuda_vector(given.pivots, "pivots", ScalarType::Float, "float32", device, pools);
   const Tensor shifts = cuda_vector(given.shifts, "shifts", ScalarType::Float, "float32", device, pools);
   const float inverse = static_cast<float>(1.0 / given.temperature);
   STD_TORCH_CHECK(given.temperature > 0.0 && std::isnormal(inverse), "temperature: got ", given.temperature,
                   ", expected a positive number with a float32 reciprocal");
 
-  const Tensor grad_tokens = wants_tokens ? torch::stable::new_empty(tokens, {num_rows, columns})
-                                                : torch::stable::new_empty(tokens, {0});
+  const Tensor grad_tokens =
+      wants_tokens ? torch::stable::new_empty(tokens, {num_rows, columns}) : torch::stable::new_empty(tokens, {0});
   const Tensor grad_scores = torch::stable::new_empty(scores, {wants_scores ? num_rows : 0});
   if (num_rows == 0 || !(wants_tokens || wants_scores)) return {grad_tokens, grad_scores};
 
@@ -84,8 +83,12 @@ std::tuple<Tensor, Tensor> straight_through_backward(const Backward& given) {
   static_assert(sizeof(Moments) == 3 * sizeof(float));
   const bool vectors = in_vectors(grads, grads.stride(0), entries) && in_vectors(tokens, tokens.stride(0), entries) &&
                        (!wants_tokens || in_vectors(grad_tokens, columns, entries));
-  const SoftPools soft_pools = {const_data<float>(scores),       const_data<float>(pivots), const_data<float>(shifts),
-                                const_data<int64_t>(cu_lengths), pools,                     inverse};
+  const SoftPools soft_pools = {const_data<float>(scores),
+                                const_data<float>(pivots),
+                                const_data<float>(shifts),
+                                const_data<int64_t>(cu_lengths),
+                                pools,
+                                inverse};
   RowsTask task = {};
   task.grads = grads.const_data_ptr();
   task.tokens = tokens.const_data_ptr();
@@ -134,8 +137,8 @@ std::tuple<Tensor, Tensor> straight_through_gather_backward(Tensor grad_kept,   
                                                             Tensor cu_lengths,  // int64 [S + 1]
                                                             double temperature, double scale,
                                                             std::vector<bool> output_mask) {  // tokens, scores
-  return straight_through_backward<Form::kGather>({"grad_kept", grad_kept, tokens, scores, indices, pivots, shifts,
-                                                   cu_lengths, temperature, scale, output_mask});
+  return straight_through_backward<Form::kGather>(
+      {"grad_kept", grad_kept, tokens, scores, indices, pivots, shifts, cu_lengths, temperature, scale, output_mask});
 }
 
 std::tuple<Tensor, Tensor> straight_through_mask_backward(Tensor grad_out,    // [T, D]
@@ -147,8 +150,8 @@ std::tuple<Tensor, Tensor> straight_through_mask_backward(Tensor grad_out,    //
                                                           Tensor cu_lengths,  // int64 [S + 1]
                                                           double temperature, double dropped_scale,
                                                           std::vector<bool> output_mask) {  // tokens, scores
-  return straight_through_backward<Form::kMask>({"grad_out", grad_out, tokens, scores, mask, pivots, shifts,
-                                                 cu_lengths, temperature, dropped_scale, output_mask});
+  return straight_through_backward<Form::kMask>({"grad_out", grad_out, tokens, scores, mask, pivots, shifts, cu_lengths,
+                                                 temperature, dropped_scale, output_mask});
 }
 
 }  // namespace

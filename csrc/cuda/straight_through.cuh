@@ -200,9 +200,8 @@ __global__ void __launch_bounds__(kRowsThreads, kRowsBlocks) straight_through_ro
     if (kForm == Form::kMask || is_kept) {
       const int64_t slot = kForm == Form::kMask ? row : kept.first_slot + __popc(kept.bits & ((1u << i) - 1u));
       const float factor = kForm == Form::kMask && is_kept ? 1.0f : task.factor;
-      dot = scale_and_dot<Format, kScores, kTokens>(grads + slot * task.grads_stride,
-                                                    tokens + row * task.tokens_stride, to, task, factor, thread,
-                                                    threads);
+      dot = scale_and_dot<Format, kScores, kTokens>(grads + slot * task.grads_stride, tokens + row * task.tokens_stride,
+                                                    to, task, factor, thread, threads);
     } else if constexpr (kTokens) {
       zero_row<Format>(to, task, thread, threads);
     }
@@ -296,9 +295,9 @@ struct Geometry {
 };
 
 inline Geometry geometry(int64_t num_rows, int64_t num_pools, int64_t row_bytes) {
-  constexpr int64_t kManyChunks = 1024;         // enough to give work to each multiprocessor
-  constexpr int64_t kWideRow = 1024;            // bytes that keep a warp busy
-  constexpr int64_t kMostSlices = 128;          // about one per multiprocessor
+  constexpr int64_t kManyChunks = 1024;  // enough to give work to each multiprocessor
+  constexpr int64_t kWideRow = 1024;     // bytes that keep a warp busy
+  constexpr int64_t kMostSlices = 128;   // about one per multiprocessor
   const int32_t warps_per_row = row_bytes > kWideRow ? kRowsThreads / kWarp : 1;
   int32_t chunk_rows = kRowsThreads / kWarp / warps_per_row;
   while (chunk_rows < kWarp && num_rows >= 2 * kManyChunks * chunk_rows) chunk_rows *= 2;

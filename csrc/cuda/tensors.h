@@ -41,8 +41,8 @@ const T* const_data(const Tensor& tensor) {
 // A vector on a CUDA device, of a given length unless that is negative; packed.
 inline Tensor cuda_vector(const Tensor& tensor, const char* name, ScalarType type, const char* type_name,
                           int32_t device, int64_t length) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device, name, ": expected a tensor on cuda:",
-                  device);
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device, name,
+                  ": expected a tensor on cuda:", device);
   STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected ", type_name);
   STD_TORCH_CHECK(tensor.dim() == 1, name, ": got ", tensor.dim(), " dimensions, expected 1");
   STD_TORCH_CHECK(length < 0 || tensor.size(0) == length, name, ": got ", tensor.size(0), " entries, expected ",
@@ -52,8 +52,8 @@ inline Tensor cuda_vector(const Tensor& tensor, const char* name, ScalarType typ
 
 // A matrix of tokens: rows may lie anywhere, entries in a line.
 inline Tensor cuda_rows(const Tensor& matrix, const char* name, int32_t device) {
-  STD_TORCH_CHECK(matrix.is_cuda() && matrix.get_device_index() == device, name, ": expected a tensor on cuda:",
-                  device);
+  STD_TORCH_CHECK(matrix.is_cuda() && matrix.get_device_index() == device, name,
+                  ": expected a tensor on cuda:", device);
   STD_TORCH_CHECK(matrix.dim() == 2, name, ": got ", matrix.dim(), " dimensions, expected 2");
   STD_TORCH_CHECK(matrix.size(1) <= INT_MAX, name, ": got ", matrix.size(1), " columns, expected fewer than 2^31");
   const ScalarType type = matrix.scalar_type();

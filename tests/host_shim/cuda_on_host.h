@@ -134,8 +134,8 @@ void run_block(unsigned threads, const F& kernel) {
   }
   for (unsigned i = 0; i < threads; ++i) {
     if (fibers[i].wait != Wait::kDone) {
-      throw std::runtime_error("deadlock: thread " + std::to_string(i) + " of block " +
-                               std::to_string(block_index.x) + " waits for others that do not come");
+      throw std::runtime_error("deadlock: thread " + std::to_string(i) + " of block " + std::to_string(block_index.x) +
+                               " waits for others that do not come");
     }
   }
 }

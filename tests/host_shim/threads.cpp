@@ -28,8 +28,8 @@ void run(bool mask, int chunk_rows, int warps_per_row) {
   const int64_t chunks = (kRows + chunk_rows - 1) / chunk_rows;
   std::vector<float> grad_tokens(tokens.size(), NAN), grad_scores(kRows, NAN), credits(kRows, NAN);
   std::vector<vs_kernels::cuda::Moments> moments(chunks);
-  const vs_kernels::cuda::SoftPools pools = {scores.data(), pivots.data(), shifts.data(), cu_lengths.data(), kPools,
-                                             2.0f};
+  const vs_kernels::cuda::SoftPools pools = {scores.data(),     pivots.data(), shifts.data(),
+                                             cu_lengths.data(), kPools,        2.0f};
   vs_kernels::cuda::RowsTask task = {};
   task.grads = grads.data();
   task.tokens = tokens.data();

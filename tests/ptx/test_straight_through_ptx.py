@@ -66,8 +66,10 @@ def test_ragged_pools(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
-def test_only_the_gradient_that_is_wanted(form: str, wanted: tuple[bool, bool]) -> None:
-    case = Case.make(form, RAGGED, 16, torch.bfloat16)
+@pytest.mark.parametrize(("width", "padding"), [(16, 0), (27, 5)])
+def test_only_the_gradient_that_is_wanted(form: str, wanted: tuple[bool, bool], width: int, padding: int) -> None:
+    """Credits alone take vectors and a rest of single entries where the rows allow it."""
+    case = Case.make(form, RAGGED, width, torch.bfloat16, padding=padding)
     device = PtxDevice(case)
     device.run_rows(*wanted)
     if wanted[0]:
