@@ -3,14 +3,18 @@
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from straight_through_cases import DTYPES, Case
+from vs_kernels_build import torch_root
+from vs_kernels_nvcc import SOURCES, compile_source, find_nvcc
 
-from host_shim.device import HostDevice, compile_on_host, host_module
+from host_shim.device import BUILD, HostDevice, compile_on_host, host_module
 from vs_kernels import SelectionPlan
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the path")
@@ -92,3 +96,23 @@ def test_a_missing_barrier_is_found() -> None:
     assert done.returncode != 0
     assert "data race" in done.stderr
     assert "straight_through.cuh" in done.stderr or "warp.cuh" in done.stderr
+
+
+@pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: CUDA_HOME, the path, /usr/local/cuda")
+def test_the_operators_with_their_host_code() -> None:
+    """From the dispatcher to the launches: checks, strides, scratch memory, grids and streams."""
+    torch_folder = torch_root()
+    assert torch_folder is not None
+    BUILD.mkdir(parents=True, exist_ok=True)
+    source = BUILD.parents[1] / SOURCES[0]
+    compile_source(source, torch_folder, BUILD / "operators.o", "-c", "-arch=compute_90", "-Xcompiler=-fPIC")
+    library = compile_on_host(
+        "driver.cpp",
+        "operators.so",
+        *("-shared", "-fPIC", str(BUILD / "operators.o")),
+        *("-Wl,-Bsymbolic", f"-L{torch_folder}/lib", "-Wl,--no-as-needed", "-ltorch"),
+    )
+    program = Path(__file__).with_name("operators.py")
+    done = subprocess.run([sys.executable, str(program), str(library)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no wrong result" in done.stdout
