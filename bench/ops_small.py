@@ -63,17 +63,17 @@ def _public_calls(x: Inputs) -> dict[str, Call]:
 def _bare_calls(x: Inputs) -> dict[str, Call]:
     """The same through ``torch.ops``, with the overload looked up beforehand."""
     indices = reference.topk_indices(x.scores, x.plan)
-    lengths, kept = x.plan.cu_lengths(x.tokens.device), x.plan.total_kept
+    lengths, kept, longest = x.plan.cu_lengths(x.tokens.device), x.plan.total_kept, x.plan.max_length
     pools = lengths, x.plan.cu_ks(x.tokens.device)
     arguments = {
         "importance_scores": (x.tokens, *x.weights, lengths),
-        "topk_indices": (x.scores, *pools, kept),
-        "topk_mask": (x.scores, *pools),
-        "soft_topk": (x.scores, *pools, TEMPERATURE),
-        "topk_consistency_loss": (x.scores, *pools, TEMPERATURE),
+        "topk_indices": (x.scores, *pools, kept, longest),
+        "topk_mask": (x.scores, *pools, longest),
+        "soft_topk": (x.scores, *pools, longest, TEMPERATURE),
+        "topk_consistency_loss": (x.scores, *pools, longest, TEMPERATURE),
         "gather_tokens": (x.tokens, indices),
-        "straight_through_gather": (x.tokens, x.scores, None, *pools, kept, TEMPERATURE, 1.0),
-        "straight_through_mask": (x.tokens, x.scores, None, *pools, TEMPERATURE, 0.0),
-        "select_tokens": (x.tokens, *x.weights, *pools, kept),
+        "straight_through_gather": (x.tokens, x.scores, None, *pools, kept, longest, TEMPERATURE, 1.0),
+        "straight_through_mask": (x.tokens, x.scores, None, *pools, longest, TEMPERATURE, 0.0),
+        "select_tokens": (x.tokens, *x.weights, *pools, kept, longest),
     }
     return {name: partial(getattr(torch.ops.vs_kernels, name).default, *args) for name, args in arguments.items()}

@@ -47,13 +47,12 @@ def parse(log: str, arch: str) -> list[Resources]:
     return found
 
 
-def find_ptxas(arch: str) -> str | None:
-    """The assembler that Triton brings for this architecture, else that on the path, else None."""
+def find_ptxas() -> str | None:
+    """The newest assembler that Triton brings, which knows all architectures, else that on the path, else None."""
     spec = importlib.util.find_spec("triton")
     if spec and spec.origin:
         folder = Path(spec.origin).with_name("backends") / "nvidia" / "bin"
-        blackwell = int(re.sub(r"\D", "", arch)) >= 100
-        for name in ("ptxas-blackwell", "ptxas") if blackwell else ("ptxas",):
+        for name in ("ptxas-blackwell", "ptxas"):
             if (folder / name).is_file():
                 return str(folder / name)
     return shutil.which("ptxas")
@@ -66,7 +65,7 @@ def assemble(ptx: str, arch: str) -> list[Resources]:
         FileNotFoundError: there is no ptxas.
         RuntimeError: ptxas does not accept the module; with what it said.
     """
-    ptxas = find_ptxas(arch)
+    ptxas = find_ptxas()
     if ptxas is None:
         raise FileNotFoundError("ptxas: found neither beside an installed Triton nor on the path")
     with tempfile.TemporaryDirectory() as folder:

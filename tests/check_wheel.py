@@ -17,8 +17,11 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 from vs_kernels_nvcc import find_nvcc
 
 MOST_BYTES = 5_000_000
+# Triton serves CUDA as well: without it one sees what the library adds.
 RUN = """
-import sys, torch, vs_kernels
+import sys
+sys.modules["triton"] = None
+import torch, vs_kernels
 from vs_kernels import cli, library
 assert vs_kernels.__file__.startswith(sys.prefix), vs_kernels.__file__
 assert library.CPU_PROBLEM is None, library.CPU_PROBLEM

@@ -1,12 +1,18 @@
 """Backends: every operator test runs on each set of kernels that this machine has."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from vs_kernels import library
+
+if HAS_TRITON := importlib.util.find_spec("triton") is not None:
+    import interpreter
+
+    interpreter.repair()
 
 ISAS = ("baseline", "avx2", "avx512")
 
@@ -24,12 +30,13 @@ def _available_isas() -> list[str]:
     return available
 
 
-BACKENDS = ["pytorch", *_available_isas()]
+BACKENDS = ["pytorch", *_available_isas(), *(["triton"] if HAS_TRITON else [])]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """ "pytorch": the kernels in plain PyTorch; else the C++ kernels of one instruction set."""
+    """ "pytorch": the kernels in plain PyTorch; "triton": in the interpreter; else the C++ kernels of one
+    instruction set."""
     with use_backend(request.param):
         yield request.param
 
@@ -38,6 +45,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def use_backend(name: str) -> Iterator[None]:
     if name == "pytorch":
         with library.plain_kernels():
+            yield
+    elif name == "triton":
+        with library.triton_kernels("cpu"):
             yield
     else:
         chosen = library.cpu_isa()

@@ -62,9 +62,11 @@ class Case:
         tokens = rows(total)
         sums = plan.cu_lengths("cpu"), plan.cu_ks("cpu")
         if form == "gather":
-            outputs = OPS.straight_through_gather(tokens, scores, ranking, *sums, plan.total_kept, temperature, factor)
+            outputs = OPS.straight_through_gather(
+                tokens, scores, ranking, *sums, plan.total_kept, plan.max_length, temperature, factor
+            )
         else:
-            outputs = OPS.straight_through_mask(tokens, scores, ranking, *sums, temperature, factor)
+            outputs = OPS.straight_through_mask(tokens, scores, ranking, *sums, plan.max_length, temperature, factor)
         _, kept, pivots, shifts = outputs
         grads = rows(plan.total_kept if form == "gather" else total)
         return cls(form, plan, tokens, scores, grads, temperature, factor, kept, pivots, shifts)

@@ -14,7 +14,10 @@ from vs_kernels import cli, library
 LIBRARY = Path(library.__file__).with_name("_cuda.so")
 needs_library = pytest.mark.skipif(not LIBRARY.is_file(), reason=f"{LIBRARY} is not built: no nvcc")
 
+# Triton serves CUDA as well: without it one sees what the library adds.
 LOAD = """
+import sys
+sys.modules["triton"] = None
 import torch, vs_kernels
 from pathlib import Path
 from vs_kernels import library
@@ -79,6 +82,8 @@ def test_one_warning_at_first_use_on_cuda(name: str, monkeypatch: pytest.MonkeyP
 
 
 REFUSE = """
+import sys
+sys.modules["triton"] = None
 import torch, vs_kernels
 torch.ops.load_library({path!r})
 f = torch.ones(6, 8)

@@ -113,10 +113,10 @@ def _bare_calls() -> dict[str, tuple]:
     """Arguments of every dispatcher operator."""
     plan = SelectionPlan([12, 0, 9], [4, 0, 9])
     x = verify.Inputs.random(plan, width=8, hidden=4, dtype=torch.float32)
-    cu_lengths, cu_ks, k = plan.cu_lengths(), plan.cu_ks(), plan.total_kept
+    cu_lengths, cu_ks, k, n = plan.cu_lengths(), plan.cu_ks(), plan.total_kept, plan.max_length
     ops = torch.ops.vs_kernels
-    indices, mask = ops.topk_indices(x.scores, cu_lengths, cu_ks, k), ops.topk_mask(x.scores, cu_lengths, cu_ks)
-    _, _, pivots, shifts = ops.soft_topk(x.scores, cu_lengths, cu_ks, 0.5)
+    indices, mask = ops.topk_indices(x.scores, cu_lengths, cu_ks, k, n), ops.topk_mask(x.scores, cu_lengths, cu_ks, n)
+    _, _, pivots, shifts = ops.soft_topk(x.scores, cu_lengths, cu_ks, n, 0.5)
     parts = ops.importance_scores(x.tokens, *x.weights, cu_lengths)[1:]
     root = (pivots, shifts, cu_lengths, 0.5)
     return {
@@ -129,18 +129,18 @@ def _bare_calls() -> dict[str, tuple]:
             cu_lengths,
             [True, False] * 2 + [True],
         ),
-        "topk_indices": (x.scores, cu_lengths, cu_ks, k),
-        "topk_mask": (x.scores, cu_lengths, cu_ks),
-        "soft_topk": (x.scores, cu_lengths, cu_ks, 0.5),
+        "topk_indices": (x.scores, cu_lengths, cu_ks, k, n),
+        "topk_mask": (x.scores, cu_lengths, cu_ks, n),
+        "soft_topk": (x.scores, cu_lengths, cu_ks, n, 0.5),
         "soft_topk_backward": (x.scores, torch.randn(3), x.scores, *root),
-        "topk_consistency_loss": (x.scores, cu_lengths, cu_ks, 0.5),
+        "topk_consistency_loss": (x.scores, cu_lengths, cu_ks, n, 0.5),
         "gather_tokens": (x.tokens, indices),
         "gather_tokens_backward": (torch.randn(k, 8), indices, 21),
-        "straight_through_gather": (x.tokens, x.scores, None, cu_lengths, cu_ks, k, 0.5, 0.3),
+        "straight_through_gather": (x.tokens, x.scores, None, cu_lengths, cu_ks, k, n, 0.5, 0.3),
         "straight_through_gather_backward": (torch.randn(k, 8), x.tokens, x.scores, indices, *root, 0.3, [True, True]),
-        "straight_through_mask": (x.tokens, x.scores, x.scores.flip(0), cu_lengths, cu_ks, 0.5, 0.3),
+        "straight_through_mask": (x.tokens, x.scores, x.scores.flip(0), cu_lengths, cu_ks, n, 0.5, 0.3),
         "straight_through_mask_backward": (x.tokens, x.tokens, x.scores, mask, *root, 0.3, [False, True]),
-        "select_tokens": (x.tokens, *x.weights, cu_lengths, cu_ks, k),
+        "select_tokens": (x.tokens, *x.weights, cu_lengths, cu_ks, k, n),
     }
 
 
@@ -200,7 +200,7 @@ def test_autocast_keeps_scores_in_float32() -> None:
         low = torch.nn.functional.linear(tokens, torch.randn(1, 16))[:, 0]
         assert low.dtype == torch.bfloat16
         probs, _ = vk.soft_topk(low, plan)
-        bare = torch.ops.vs_kernels.soft_topk(low, plan.cu_lengths(), plan.cu_ks(), 1.0)[0]
+        bare = torch.ops.vs_kernels.soft_topk(low, plan.cu_lengths(), plan.cu_ks(), plan.max_length, 1.0)[0]
         assert vk.importance_scores(tokens.bfloat16(), *vk.ImportanceScorer(16).weights()).dtype == torch.float32
     assert probs.dtype == torch.float32
     torch.testing.assert_close(probs, vk.soft_topk(low.float(), plan)[0], rtol=0, atol=0)

@@ -20,8 +20,10 @@ from tiny_models import HIDDEN_SIZE, IMAGE, VIDEO, prompt, qwen2_5_vl, qwen2_vl
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, Qwen2VLImageProcessor, StaticCache
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import ModelOutput
 
 from vs_kernels import ImportanceScorer, VisionTokenSelector
+from vs_kernels.baselines import Baseline, DivPrune, TokenNorm, VisionZip
 from vs_kernels.integrations.transformers import CompactPrompt, SelectorHandle, attach_selector
 
 FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl}
@@ -315,6 +317,19 @@ def test_labels_follow_their_tokens(attached: SelectorHandle) -> None:
     torch.testing.assert_close(loss, expected, **LOGIT_TOLERANCE)
 
 
+@pytest.mark.parametrize("baseline", [DivPrune(0.3), VisionZip(TokenNorm().score, 0.3)], ids=["kept", "merged"])
+def test_a_baseline_drives_the_selection(model: PreTrainedModel, baseline: Baseline) -> None:
+    inputs = prompt(*TWO_AND_ONE)
+    with attach_selector(model, baseline) as handle:
+        logits, compact, selection = model(**inputs).logits, handle.last_prompt, handle.last_selection["image"]
+    assert selection.plan.ks == (4, 7, 5) and compact.length == 5 + 3 + 4 + 2 * 2 + 4 + 7
+    items = torch.cat(model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)
+    features = items.index_copy(0, selection.indices, selection.tokens)
+    oracle = oracle_inputs(handle, inputs) | {"mm_encoder_outputs": {"image": ModelOutput(pooler_output=[features])}}
+    del oracle["pixel_values"]
+    assert_matches_oracle(logits, model(**oracle).logits, compact)
+
+
 @pytest.mark.parametrize("rows", [2, 3, 4])
 def test_positions_of_the_caller(attached: SelectorHandle, rows: int) -> None:
     model, inputs = attached.model, prompt(*TWO_AND_ONE)
@@ -434,7 +449,7 @@ def test_generate_hands_on_a_cache_that_forward_continues(attached: SelectorHand
         types = nn.functional.pad(inputs["mm_token_type_ids"], (0, 4))
         full = inputs | {"input_ids": sequences, "attention_mask": mask, "mm_token_type_ids": types}
         torch.testing.assert_close(logits[:, -1], model(**full).logits[:, -1], **LOGIT_TOLERANCE)
-    with pytest.raises(ValueError, match=r"^past_key_values: got the cache of a prompt that lost visual tokens"):
+    with pytest.raises(ValueError, match=r"^cache: got that of a prompt that lost visual tokens"):
         model.generate(sequences, attention_mask=mask, past_key_values=cache)
 
 
@@ -623,7 +638,7 @@ def test_errors_of_calls(attached: SelectorHandle) -> None:
             call(**inputs, inputs_embeds=embeds)
         with pytest.raises(ValueError, match=r"^input_ids: got None together with pixels"):
             call(**inputs | {"input_ids": None})
-        with pytest.raises(ValueError, match=r"^past_key_values: got a cache of 4 tokens together with pixels"):
+        with pytest.raises(ValueError, match=r"^cache: got one of 4 tokens together with pixels"):
             call(**inputs, past_key_values=model(**prompt([4], [4])).past_key_values)
         with pytest.raises(ValueError, match=rf"^attention_mask: got shape \[2, 1, 9, 9\], expected .*\[2, {length}\]"):
             call(**inputs | {"attention_mask": torch.ones(2, 1, 9, 9)})

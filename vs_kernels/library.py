@@ -2,12 +2,13 @@
 
 Every operator has three hops: the public function, ``torch.ops.vs_kernels.<name>``, and the kernel that
 the dispatcher picks for the device of its arguments. Schemas are defined once, in ``ops/<op>.py``, together
-with a kernel in plain PyTorch that serves every device; compiled libraries only add faster ones.
+with a kernel in plain PyTorch that serves every device; compiled libraries and Triton only add faster ones.
 """
 
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from torch import Tensor
 
 _LIBRARY = torch.library.Library("vs_kernels", "DEF")
 _PLAIN_KERNELS: dict[str, Callable[..., Any]] = {}
+_TRITON_KERNELS: set[str] = set()
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 _CPU_LIBRARY = Path(__file__).with_name("_cpu.so")
@@ -42,6 +44,9 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _PLAIN_KERNELS[name] = kernel
     _LIBRARY.impl(name, without_cuda_library(name, _announced(kernel)), "CompositeExplicitAutograd")
+    if TRITON_PROBLEM is None and not _has_kernel(name, "CUDA"):
+        _LIBRARY.impl(name, without_cuda_library(name, triton_kernel(name)), "CUDA")
+        _TRITON_KERNELS.add(name)
     torch.library.register_fake(f"vs_kernels::{name}", fake, lib=_LIBRARY)
     op = getattr(torch.ops.vs_kernels, name).default
     positions = [i for i, arg in enumerate(op._schema.arguments) if arg.name in ("scores", "selection_scores")]
@@ -67,12 +72,14 @@ def _autocast_scores(op: Any, positions: list[int], device: str) -> Callable[...
 
 
 def _announced(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """``kernel``, preceded by one warning per process where a compiled kernel was expected on a CPU."""
+    """``kernel``, preceded by one warning per process and device where a faster one was expected."""
 
     @functools.wraps(kernel)
     def run(*args: Any) -> Any:
-        if CPU_PROBLEM is not None and any(isinstance(arg, Tensor) and arg.device.type == "cpu" for arg in args):
-            _warn_once(f"vs_kernels runs its slower PyTorch path on the CPU: {CPU_PROBLEM}")
+        device = next((arg.device.type for arg in args if isinstance(arg, Tensor)), "cpu")
+        problem = {"cpu": CPU_PROBLEM, "cuda": TRITON_PROBLEM}.get(device)
+        if problem is not None:
+            _warn_once(f"vs_kernels runs its slower PyTorch path on {device}: {problem}")
         return kernel(*args)
 
     return run
@@ -90,6 +97,16 @@ def without_cuda_library(name: str, kernel: Callable[..., Any]) -> Callable[...,
         return kernel(*args)
 
     return run
+
+
+def triton_kernel(name: str) -> Callable[..., Any]:
+    """The Triton launcher of operator ``name`` in ``kernels/<operator>.py``; imported by its first call."""
+
+    @functools.cache
+    def launcher() -> Callable[..., Any]:
+        return getattr(importlib.import_module(f"vs_kernels.kernels.{name.removesuffix('_backward')}"), name)
+
+    return lambda *args: launcher()(*args)
 
 
 @functools.cache
@@ -131,6 +148,8 @@ def _load_cuda(path: Path) -> str | None:
 
 CPU_PROBLEM: str | None = _load(_CPU_LIBRARY, "no C++ compiler when the package was installed, or VS_KERNELS_CPU=0")
 CUDA_PROBLEM: str | None = _load_cuda(_CUDA_LIBRARY)
+# Found, not imported: that takes longer than everything else here.
+TRITON_PROBLEM: str | None = None if importlib.util.find_spec("triton") else "Triton is not installed"
 
 
 def cpu_isa() -> str | None:
@@ -153,21 +172,36 @@ def set_cpu_isa(name: str) -> None:
 
 
 def kernel_of(name: str, device: str) -> str:
-    """Which kernel serves operator ``name`` on ``device``: "C++" or "PyTorch"."""
+    """Which kernel serves operator ``name`` on ``device``: "C++", "Triton" or "PyTorch"."""
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
-    compiled = key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"vs_kernels::{name}", key)
-    return "C++" if compiled else "PyTorch"
+    if key is None or not _has_kernel(name, key):
+        return "PyTorch"
+    return "Triton" if key == "CUDA" and name in _TRITON_KERNELS else "C++"
+
+
+def _has_kernel(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"vs_kernels::{name}", key)
+
+
+def plain_kernels() -> contextlib.AbstractContextManager[None]:
+    """The kernels in plain PyTorch on the CPU, for tests and measurements, while the context lasts."""
+    return _forced(_PLAIN_KERNELS, "CPU")
+
+
+def triton_kernels(device: str = "cuda") -> contextlib.AbstractContextManager[None]:
+    """The Triton kernels on ``device``, for tests and measurements, while the context lasts; on "cpu" they need
+    ``TRITON_INTERPRET=1``."""
+    return _forced({name: triton_kernel(name) for name in _PLAIN_KERNELS}, device.upper())
 
 
 @contextlib.contextmanager
-def plain_kernels() -> Iterator[None]:
-    """The kernels in plain PyTorch on the CPU, for tests and measurements, while the context lasts."""
+def _forced(kernels: dict[str, Callable[..., Any]], key: str) -> Iterator[None]:
     override = torch.library.Library("vs_kernels", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for name, kernel in _PLAIN_KERNELS.items():
-                override.impl(name, kernel, "CPU", allow_override=True)
+            for name, kernel in kernels.items():
+                override.impl(name, kernel, key, allow_override=True)
         yield
     finally:
         override._destroy()

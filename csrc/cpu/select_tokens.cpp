@@ -18,7 +18,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> select_tokens(Tensor 
                                                                          Tensor k_bias,      // [h]
                                                                          Tensor cu_lengths,  // int64 [S + 1]
                                                                          Tensor cu_ks,       // int64 [S + 1]
-                                                                         int64_t total_kept) {
+                                                                         int64_t total_kept,
+                                                                         int64_t) {  // the longest pool
   const Rows rows = float_rows(tokens, "tokens");
   const PoolSums lengths = pool_lengths(cu_lengths, rows.count);
   const PoolSums ks = pool_ks(cu_ks, lengths, total_kept);

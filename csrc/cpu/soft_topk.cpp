@@ -14,30 +14,24 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // float32 [T]
                                                      Tensor cu_lengths,  // int64 [S + 1]
                                                      Tensor cu_ks,       // int64 [S + 1]
+                                                     int64_t,            // the longest pool
                                                      double temperature) {
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
   const PoolSums ks = pool_ks(cu_ks, lengths);
   const float inverse = inverse_temperature(temperature);
-  Tensor probs = new_float({scores.numel()});
-  Tensor thresholds = new_float({lengths.count()});
-  Tensor pivots = new_float({lengths.count()});
-  Tensor shifts = new_float({lengths.count()});
+  const Tensor probs = new_float({scores.numel()});
+  const SoftPools pools(lengths.count());
   const float* score = const_data<float>(scores);
   float* prob = data<float>(probs);
-  float* threshold = data<float>(thresholds);
-  float* pivot = data<float>(pivots);
-  float* shift = data<float>(shifts);
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
     const HardTopK topk = 0 < k && k < n ? find_topk(score + row, n, k) : HardTopK{};
     const SoftScale scale = solve_soft_topk(score + row, n, k, topk, inverse, prob + row);
     soft_probs(prob + row, n, scale.shift);
-    pivot[pool] = scale.pivot;
-    shift[pool] = scale.shift;
-    threshold[pool] = static_cast<float>(scale.shift * temperature - scale.pivot);
+    pools.set(pool, scale, temperature);
   });
-  return {probs, thresholds, pivots, shifts};
+  return {probs, pools.thresholds, pools.pivots, pools.shifts};
 }
 
 // -> float32 [T]

@@ -22,6 +22,20 @@ SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, const HardT
 // p, in place of what solve_soft_topk left.
 void soft_probs(float* centred, int64_t n, float shift);
 
+// What is returned of the soft Top-K of each pool; float32 [S].
+struct SoftPools {
+  Tensor thresholds, pivots, shifts;
+
+  explicit SoftPools(int64_t count)
+      : thresholds(new_float({count})), pivots(new_float({count})), shifts(new_float({count})) {}
+
+  void set(int64_t pool, const SoftScale& scale, double temperature) const {
+    data<float>(thresholds)[pool] = static_cast<float>(scale.shift * temperature - scale.pivot);
+    data<float>(pivots)[pool] = scale.pivot;
+    data<float>(shifts)[pool] = scale.shift;
+  }
+};
+
 // Gradient of the scores of one pool from those of its probabilities and of its threshold; all [n].
 void soft_topk_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float grad_threshold,
                         float* grad_scores);

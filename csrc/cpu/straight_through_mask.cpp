@@ -17,6 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> straight_through_mask(Tensor tokens, 
                                                                  std::optional<Tensor> selection_scores,  // [T]
                                                                  Tensor cu_lengths,  // int64 [S + 1]
                                                                  Tensor cu_ks,       // int64 [S + 1]
+                                                                 int64_t,            // the longest pool
                                                                  double temperature, double dropped_scale) {
   const Rows rows = float_rows(tokens, "tokens");
   const PoolSums lengths = pool_lengths(cu_lengths, rows.count);

@@ -20,9 +20,10 @@ double pool_loss(const float* scores, int64_t n, int64_t k, double temperature, 
   const HardTopK topk = find_topk(scores, n, k);
   const std::unique_ptr<uint8_t[]> mask(new uint8_t[n]);
   write_mask(scores, n, topk, mask.get());
-  const SoftScale scale = solve_soft_topk(scores, n, k, topk, inverse_temperature(temperature), grad);
+  float* centred = grad;
+  const SoftScale scale = solve_soft_topk(scores, n, k, topk, inverse_temperature(temperature), centred);
   const LossSums total = sum_parts(n, [&](int64_t begin, int64_t count) {
-    return simd().consistency_loss(scores + begin, mask.get() + begin, count, scale, grad + begin);
+    return simd().consistency_loss(centred + begin, mask.get() + begin, count, scale.shift, grad + begin);
   });
   // Where all probabilities are saturated none can move.
   const float mean = total.slope > 0.0 ? static_cast<float>(total.excess / total.slope) : 0.0f;
@@ -37,6 +38,7 @@ double pool_loss(const float* scores, int64_t n, int64_t k, double temperature, 
 std::tuple<Tensor, Tensor> topk_consistency_loss(Tensor scores,      // float32 [T]
                                                  Tensor cu_lengths,  // int64 [S + 1]
                                                  Tensor cu_ks,       // int64 [S + 1]
+                                                 int64_t,            // the longest pool
                                                  double temperature) {
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
@@ -47,17 +49,17 @@ std::tuple<Tensor, Tensor> topk_consistency_loss(Tensor scores,      // float32 
   const float* score = const_data<float>(scores);
   float* grad = data<float>(grad_scores);
   const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, scores.numel()));
-  std::vector<double> losses(lengths.count());
+  std::vector<double> sums(lengths.count());
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
     if (0 < k && k < n) {
-      losses[pool] = pool_loss(score + row, n, k, temperature, share, grad + row);
+      sums[pool] = pool_loss(score + row, n, k, temperature, share, grad + row);
     } else {
       std::fill_n(grad + row, n, 0.0f);
     }
   });
   double total = 0.0;
-  for (const double pool : losses) total += pool;
+  for (const double sum : sums) total += sum;
   *data<float>(loss) = static_cast<float>(total * share);
   return {loss, grad_scores};
 }

@@ -13,7 +13,8 @@ namespace {
 Tensor topk_indices(Tensor scores,      // float32 [T]
                     Tensor cu_lengths,  // int64 [S + 1]
                     Tensor cu_ks,       // int64 [S + 1]
-                    int64_t total_kept) {
+                    int64_t total_kept,
+                    int64_t) {  // the longest pool: a choice of kernel on other devices
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
   const PoolSums ks = pool_ks(cu_ks, lengths, total_kept);
@@ -25,7 +26,8 @@ Tensor topk_indices(Tensor scores,      // float32 [T]
 // -> bool [T]
 Tensor topk_mask(Tensor scores,      // float32 [T]
                  Tensor cu_lengths,  // int64 [S + 1]
-                 Tensor cu_ks) {     // int64 [S + 1]
+                 Tensor cu_ks,       // int64 [S + 1]
+                 int64_t) {          // the longest pool
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
   const PoolSums ks = pool_ks(cu_ks, lengths);

@@ -7,12 +7,13 @@ import ctypes
 import sys
 from pathlib import Path
 
-import torch
-
+sys.modules["triton"] = None  # type: ignore[assignment]  # its kernels would be there already
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from straight_through_cases import DTYPES, OPS, Case
 
-from vs_kernels import SelectionPlan
+import torch  # noqa: E402
+from straight_through_cases import DTYPES, OPS, Case  # noqa: E402
+
+from vs_kernels import SelectionPlan  # noqa: E402
 
 CUDA = torch._C.DispatchKeySet("CUDA")
 

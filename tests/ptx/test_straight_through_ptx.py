@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import BACKENDS, use_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from straight_through_cases import DTYPES, Case
@@ -39,10 +40,11 @@ def test_any_width_and_stride(form: str, dtype: str, width: int, padding: int) -
         case.check(*PtxDevice(case, chunk_rows=chunk_rows, warps_per_row=warps_per_row).backward())
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_ragged_pools(data: st.DataObject) -> None:
-    """As on a CPU and by the definition, whatever the pools, the ranking, the layout and the cut of the work."""
+    """As by the definition and by all other kernels, among them those in Triton, whatever the pools, the ranking, the
+    layout and the cut of the work."""
     lengths = data.draw(st.lists(st.integers(0, 90), min_size=1, max_size=40).filter(any))
     ks = [data.draw(st.integers(0, length)) for length in lengths]
     case = Case.make(
@@ -59,9 +61,13 @@ def test_ragged_pools(data: st.DataObject) -> None:
     device = PtxDevice(case, chunk_rows=data.draw(st.integers(1, 32)), warps_per_row=data.draw(st.sampled_from([1, 4])))
     grad_tokens, grad_scores = device.backward(slices=data.draw(st.integers(1, 3)))
     case.check(grad_tokens, grad_scores)
-    on_cpu_tokens, on_cpu_scores = case.on_cpu()
-    torch.testing.assert_close(grad_tokens, on_cpu_tokens, rtol=0, atol=0)
-    torch.testing.assert_close(grad_scores, on_cpu_scores, rtol=1e-4, atol=4e-6 * float(on_cpu_scores.abs().max()))
+    for backend in BACKENDS:
+        with use_backend(backend):
+            others = case.on_cpu()
+        case.check(*others)
+        torch.testing.assert_close(grad_scores, others[1], rtol=1e-4, atol=4e-6 * float(grad_scores.abs().max()))
+        if backend != "pytorch":  # which multiplies by a factor that is rounded to the dtype of the tokens
+            torch.testing.assert_close(grad_tokens, others[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -104,13 +104,14 @@ int64_t sum(const Ints& values) {
 }
 
 struct Inputs {
-  int64_t total, kept, pools;
+  int64_t total, kept, longest, pools;
   Tensor tokens, grad_kept, grad_rows, q_weight, k_weight;  // in the layout
   Tensor q_bias, k_bias, scores, ranking, grad_scores, grad_pools, cu_lengths, cu_ks;
 
   Inputs(const Case& c, Layout layout)
       : total(sum(c.lengths)),
         kept(sum(c.ks)),
+        longest(c.lengths.empty() ? 0 : *std::max_element(c.lengths.begin(), c.lengths.end())),
         pools(static_cast<int64_t>(c.lengths.size())),
         tokens(matrix(total, c.width, c, layout, c.values, 1)),
         grad_kept(matrix(kept, c.width, c, layout, Values::kNormal, 2)),
@@ -150,23 +151,23 @@ Tensors run_all(const Inputs& x) {
     keep(call("importance_scores_backward", 5, x.grad_scores, x.tokens, x.q_weight, x.q_bias, x.k_weight, scored[1],
               scored[2], scored[3], x.cu_lengths, mask));
   }
-  keep(call("select_tokens", 6, x.tokens, x.q_weight, x.q_bias, x.k_weight, x.k_bias, x.cu_lengths, x.cu_ks, x.kept));
+  keep(call("select_tokens", 6, x.tokens, x.q_weight, x.q_bias, x.k_weight, x.k_bias, x.cu_lengths, x.cu_ks, x.kept, x.longest));
 
-  const Tensor indices = keep(call("topk_indices", 1, x.scores, x.cu_lengths, x.cu_ks, x.kept))[0];
-  keep(call("topk_mask", 1, x.scores, x.cu_lengths, x.cu_ks));
-  const Tensors soft = keep(call("soft_topk", 4, x.scores, x.cu_lengths, x.cu_ks, kTemperature));
+  const Tensor indices = keep(call("topk_indices", 1, x.scores, x.cu_lengths, x.cu_ks, x.kept, x.longest))[0];
+  keep(call("topk_mask", 1, x.scores, x.cu_lengths, x.cu_ks, x.longest));
+  const Tensors soft = keep(call("soft_topk", 4, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
   keep(call("soft_topk_backward", 1, x.grad_scores, x.grad_pools, x.scores, soft[2], soft[3], x.cu_lengths,
             kTemperature));
-  keep(call("topk_consistency_loss", 2, x.scores, x.cu_lengths, x.cu_ks, kTemperature));
+  keep(call("topk_consistency_loss", 2, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
 
   keep(call("gather_tokens", 1, x.tokens, indices));
   keep(call("gather_tokens_backward", 1, x.grad_kept, indices, x.total));
   const std::pair<std::optional<Tensor>, double> variants[] = {{std::nullopt, 1.0}, {x.ranking, 0.25}};
   for (const auto& [ranking, scale] : variants) {
     const Tensors gathered = keep(call("straight_through_gather", 4, x.tokens, x.scores, ranking, x.cu_lengths,
-                                       x.cu_ks, x.kept, kTemperature, scale));
+                                       x.cu_ks, x.kept, x.longest, kTemperature, scale));
     const Tensors masked = keep(call("straight_through_mask", 4, x.tokens, x.scores, ranking, x.cu_lengths, x.cu_ks,
-                                     kTemperature, scale));
+                                     x.longest, kTemperature, scale));
     for (int wanted = 0; wanted < 4; ++wanted) {
       const std::vector<bool> mask = {(wanted & 1) != 0, (wanted & 2) != 0};
       keep(call("straight_through_gather_backward", 2, x.grad_kept, x.tokens, x.scores, gathered[1], gathered[2],
@@ -236,15 +237,15 @@ int run_refused() {
   const Tensor wide = matrix(c.hidden, c.width + 1, c, Layout::kPacked, Values::kNormal, 1);
   const std::vector<bool> both = {true, true};
   const std::vector<std::function<void()>> calls = {
-      [&] { call("topk_indices", 1, x.scores, x.cu_lengths, x.cu_ks, int64_t{8}); },
-      [&] { call("topk_indices", 1, x.scores, integers({0, 40, 30}), x.cu_ks, x.kept); },
-      [&] { call("topk_indices", 1, x.scores, integers({-1, 10, 30}), x.cu_ks, x.kept); },
-      [&] { call("topk_indices", 1, x.scores, integers({}), x.cu_ks, x.kept); },
-      [&] { call("topk_mask", 1, short_scores, x.cu_lengths, x.cu_ks); },
-      [&] { call("topk_mask", 1, x.scores, x.cu_lengths, integers({0, 11, 12})); },
-      [&] { call("soft_topk", 4, x.scores, x.cu_lengths, integers({0, 3}), kTemperature); },
-      [&] { call("soft_topk", 4, x.scores, x.cu_lengths, x.cu_ks, 0.0); },
-      [&] { call("topk_consistency_loss", 2, x.tokens, x.cu_lengths, x.cu_ks, kTemperature); },
+      [&] { call("topk_indices", 1, x.scores, x.cu_lengths, x.cu_ks, int64_t{8}, x.longest); },
+      [&] { call("topk_indices", 1, x.scores, integers({0, 40, 30}), x.cu_ks, x.kept, x.longest); },
+      [&] { call("topk_indices", 1, x.scores, integers({-1, 10, 30}), x.cu_ks, x.kept, x.longest); },
+      [&] { call("topk_indices", 1, x.scores, integers({}), x.cu_ks, x.kept, x.longest); },
+      [&] { call("topk_mask", 1, short_scores, x.cu_lengths, x.cu_ks, x.longest); },
+      [&] { call("topk_mask", 1, x.scores, x.cu_lengths, integers({0, 11, 12}), x.longest); },
+      [&] { call("soft_topk", 4, x.scores, x.cu_lengths, integers({0, 3}), x.longest, kTemperature); },
+      [&] { call("soft_topk", 4, x.scores, x.cu_lengths, x.cu_ks, x.longest, 0.0); },
+      [&] { call("topk_consistency_loss", 2, x.tokens, x.cu_lengths, x.cu_ks, x.longest, kTemperature); },
       [&] { call("gather_tokens", 1, x.tokens, indices); },
       [&] { call("gather_tokens", 1, x.tokens, integers({5, 5})); },
       [&] { call("gather_tokens", 1, x.tokens, integers({-1})); },
@@ -253,7 +254,7 @@ int run_refused() {
       [&] { call("importance_scores", 4, x.tokens, x.q_weight, x.scores, x.k_weight, x.k_bias, x.cu_lengths); },
       [&] {
         call("straight_through_gather", 4, x.tokens, x.scores, std::optional<Tensor>(short_scores), x.cu_lengths,
-             x.cu_ks, x.kept, kTemperature, 1.0);
+             x.cu_ks, x.kept, x.longest, kTemperature, 1.0);
       },
       [&] {
         call("straight_through_mask_backward", 2, x.grad_rows, x.tokens, x.scores, bits, x.grad_pools, x.grad_pools,

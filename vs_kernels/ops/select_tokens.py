@@ -38,18 +38,18 @@ def select_tokens(
     check_scorer_weights(tokens, q_weight, q_bias, k_weight, k_bias)
     cu_lengths, cu_ks = plan.cu_lengths(tokens.device), plan.cu_ks(tokens.device)
     kept, indices, scores, _, _, _ = SelectTokensFunction.apply(
-        rows, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, plan.total_kept
+        rows, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, plan.total_kept, plan.max_length
     )
     return Selection(kept, indices, scores.view(tokens.shape[:-1]), probs=None, loss=None, plan=plan)
 
 
 class SelectTokensFunction(torch.autograd.Function):
-    """(tokens [T, D], q_weight, q_bias, k_weight, k_bias, cu_lengths [S + 1], cu_ks [S + 1], total_kept) ->
-    kept [K, D], indices [K], scores [T], and the backward's mean tokens, mean keys and directions."""
+    """(tokens [T, D], q_weight, q_bias, k_weight, k_bias, cu_lengths [S + 1], cu_ks [S + 1], total_kept,
+    max_length) -> kept [K, D], indices [K], scores [T], and the backward's mean tokens, mean keys and directions."""
 
     @staticmethod
-    def forward(ctx, tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept):
-        output = _op(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept)
+    def forward(ctx, tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length):
+        output = _op(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length)
         _, indices, _, *parts = output
         ctx.mark_non_differentiable(indices, *parts)
         ctx.set_materialize_grads(False)
@@ -68,17 +68,17 @@ class SelectTokensFunction(torch.autograd.Function):
         if grad_kept is not None and wanted[0]:
             scattered = torch.ops.vs_kernels.gather_tokens_backward(grad_kept, indices, tokens.shape[0])
             grads[0] = scattered if grads[0] is None else grads[0] + scattered
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
-def _kernel(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept):
+def _kernel(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length):
     ops = torch.ops.vs_kernels
     scores, *parts = ops.importance_scores(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
-    indices = ops.topk_indices(scores, cu_lengths, cu_ks, total_kept)
+    indices = ops.topk_indices(scores, cu_lengths, cu_ks, total_kept, max_length)
     return ops.gather_tokens(tokens, indices), indices, scores, *parts
 
 
-def _fake(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept):
+def _fake(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length):
     num_pools, width, hidden = cu_lengths.shape[0] - 1, tokens.shape[1], q_weight.shape[0]
     return (
         tokens.new_empty(total_kept, width),
@@ -92,8 +92,8 @@ def _fake(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_k
 
 _op = define(
     "select_tokens(Tensor tokens, Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias, Tensor cu_lengths, "
-    "Tensor cu_ks, SymInt total_kept) -> (Tensor kept, Tensor indices, Tensor scores, Tensor mean_tokens, "
-    "Tensor mean_keys, Tensor directions)",
+    "Tensor cu_ks, SymInt total_kept, SymInt max_length) -> (Tensor kept, Tensor indices, Tensor scores, "
+    "Tensor mean_tokens, Tensor mean_keys, Tensor directions)",
     _kernel,
     _fake,
 )

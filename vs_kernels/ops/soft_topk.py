@@ -33,21 +33,21 @@ def soft_topk(scores: Tensor, plan: SelectionPlan, temperature: float = 1.0) -> 
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
     cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
-    probs, thresholds, _, _ = SoftTopKFunction.apply(packed, cu_lengths, cu_ks, temperature)
+    probs, thresholds, _, _ = SoftTopKFunction.apply(packed, cu_lengths, cu_ks, plan.max_length, temperature)
     return probs.view(scores.shape), thresholds
 
 
 class SoftTopKFunction(torch.autograd.Function):
-    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], temperature) -> probabilities [T], thresholds [S], and the
-    backward's pivots [S] and shifts [S].
+    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], max_length, temperature) -> probabilities [T], thresholds [S],
+    and the backward's pivots [S] and shifts [S].
 
     The logit of token i is ``(s_i - pivot) / temperature + shift``: the pivot is the pool's k-th largest score. A
     float32 threshold alone could not give it back, its spacing is too coarse at a low temperature.
     """
 
     @staticmethod
-    def forward(ctx, scores, cu_lengths, cu_ks, temperature):
-        output = _op(scores, cu_lengths, cu_ks, temperature)
+    def forward(ctx, scores, cu_lengths, cu_ks, max_length, temperature):
+        output = _op(scores, cu_lengths, cu_ks, max_length, temperature)
         _, _, pivots, shifts = output
         ctx.mark_non_differentiable(pivots, shifts)
         ctx.save_for_backward(scores, pivots, shifts, cu_lengths)
@@ -58,7 +58,7 @@ class SoftTopKFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_probs, grad_thresholds, *_):
         grad = _backward_op(grad_probs, grad_thresholds, *ctx.saved_tensors, ctx.temperature)
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 def solve(scores: Tensor, plan: SelectionPlan, temperature: float) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def soft_jacobian(
     return slopes * (centred / temperature - grad_threshold / total)
 
 
-def _kernel(scores, cu_lengths, cu_ks, temperature):
+def _kernel(scores, cu_lengths, cu_ks, max_length, temperature):
     plan = plan_of(cu_lengths, cu_ks)
     pivots, shifts = solve(scores, plan, temperature)
     probs = torch.empty_like(scores)
@@ -99,7 +99,7 @@ def _kernel(scores, cu_lengths, cu_ks, temperature):
     return probs, shifts * temperature - pivots, pivots, shifts
 
 
-def _fake(scores, cu_lengths, cu_ks, temperature):
+def _fake(scores, cu_lengths, cu_ks, max_length, temperature):
     num_pools = cu_lengths.shape[0] - 1
     return torch.empty_like(scores), *(scores.new_empty(num_pools) for _ in range(3))
 
@@ -117,7 +117,7 @@ def _backward_fake(grad_probs, grad_thresholds, scores, pivots, shifts, cu_lengt
 
 
 _op = define(
-    "soft_topk(Tensor scores, Tensor cu_lengths, Tensor cu_ks, float temperature) "
+    "soft_topk(Tensor scores, Tensor cu_lengths, Tensor cu_ks, SymInt max_length, float temperature) "
     "-> (Tensor probs, Tensor thresholds, Tensor pivots, Tensor shifts)",
     _kernel,
     _fake,

@@ -45,18 +45,18 @@ def straight_through_gather(
     check_scale(scale, "scale")
     cu_lengths, cu_ks = plan.cu_lengths(tokens.device), plan.cu_ks(tokens.device)
     kept, indices, _, _ = StraightThroughGatherFunction.apply(
-        rows, packed, ranking, cu_lengths, cu_ks, plan.total_kept, temperature, scale
+        rows, packed, ranking, cu_lengths, cu_ks, plan.total_kept, plan.max_length, temperature, scale
     )
     return kept, indices
 
 
 class StraightThroughGatherFunction(torch.autograd.Function):
     """(tokens [T, D], scores [T], selection_scores [T] or None, cu_lengths [S + 1], cu_ks [S + 1], total_kept,
-    temperature, scale) -> kept [K, D], indices [K], and the backward's pivots [S] and shifts [S]."""
+    max_length, temperature, scale) -> kept [K, D], indices [K], and the backward's pivots [S] and shifts [S]."""
 
     @staticmethod
-    def forward(ctx, tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, temperature, scale):
-        output = _op(tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, temperature, scale)
+    def forward(ctx, tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, max_length, temperature, scale):
+        output = _op(tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, max_length, temperature, scale)
         _, indices, pivots, shifts = output
         ctx.mark_non_differentiable(indices, pivots, shifts)
         ctx.save_for_backward(tokens, scores, indices, pivots, shifts, cu_lengths)
@@ -69,17 +69,17 @@ class StraightThroughGatherFunction(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[:2])
         grads = _backward_op(grad_kept, *ctx.saved_tensors, ctx.temperature, ctx.scale, wanted)
         grad_tokens, grad_scores = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
-        return grad_tokens, grad_scores, None, None, None, None, None, None
+        return grad_tokens, grad_scores, None, None, None, None, None, None, None
 
 
-def _kernel(tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, temperature, scale):
+def _kernel(tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, max_length, temperature, scale):
     plan = plan_of(cu_lengths, cu_ks)
     indices = reference.topk_indices(scores if selection_scores is None else selection_scores, plan)
     pivots, shifts = solve(scores, plan, temperature)
     return tokens.index_select(0, indices) * scale, indices, pivots, shifts
 
 
-def _fake(tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, temperature, scale):
+def _fake(tokens, scores, selection_scores, cu_lengths, cu_ks, total_kept, max_length, temperature, scale):
     num_pools = cu_lengths.shape[0] - 1
     return (
         tokens.new_empty(total_kept, tokens.shape[1]),
@@ -132,7 +132,7 @@ def _backward_fake(grad_kept, tokens, scores, indices, pivots, shifts, cu_length
 
 _op = define(
     "straight_through_gather(Tensor tokens, Tensor scores, Tensor? selection_scores, Tensor cu_lengths, Tensor cu_ks, "
-    "SymInt total_kept, float temperature, float scale) "
+    "SymInt total_kept, SymInt max_length, float temperature, float scale) "
     "-> (Tensor kept, Tensor indices, Tensor pivots, Tensor shifts)",
     _kernel,
     _fake,

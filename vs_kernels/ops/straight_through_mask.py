@@ -51,6 +51,7 @@ def straight_through_mask(
         ranking,
         plan.cu_lengths(tokens.device),
         plan.cu_ks(tokens.device),
+        plan.max_length,
         temperature,
         dropped_scale,
     )
@@ -58,12 +59,12 @@ def straight_through_mask(
 
 
 class StraightThroughMaskFunction(torch.autograd.Function):
-    """(tokens [T, D], scores [T], selection_scores [T] or None, cu_lengths [S + 1], cu_ks [S + 1], temperature,
-    dropped_scale) -> rows [T, D], and the backward's mask [T], pivots [S] and shifts [S]."""
+    """(tokens [T, D], scores [T], selection_scores [T] or None, cu_lengths [S + 1], cu_ks [S + 1], max_length,
+    temperature, dropped_scale) -> rows [T, D], and the backward's mask [T], pivots [S] and shifts [S]."""
 
     @staticmethod
-    def forward(ctx, tokens, scores, selection_scores, cu_lengths, cu_ks, temperature, dropped_scale):
-        output = _op(tokens, scores, selection_scores, cu_lengths, cu_ks, temperature, dropped_scale)
+    def forward(ctx, tokens, scores, selection_scores, cu_lengths, cu_ks, max_length, temperature, dropped_scale):
+        output = _op(tokens, scores, selection_scores, cu_lengths, cu_ks, max_length, temperature, dropped_scale)
         _, mask, pivots, shifts = output
         ctx.mark_non_differentiable(mask, pivots, shifts)
         ctx.save_for_backward(tokens, scores, mask, pivots, shifts, cu_lengths)
@@ -76,10 +77,10 @@ class StraightThroughMaskFunction(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[:2])
         grads = _backward_op(grad_out, *ctx.saved_tensors, ctx.temperature, ctx.dropped_scale, wanted)
         grad_tokens, grad_scores = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
-        return grad_tokens, grad_scores, None, None, None, None, None
+        return grad_tokens, grad_scores, None, None, None, None, None, None
 
 
-def _kernel(tokens, scores, selection_scores, cu_lengths, cu_ks, temperature, dropped_scale):
+def _kernel(tokens, scores, selection_scores, cu_lengths, cu_ks, max_length, temperature, dropped_scale):
     plan = plan_of(cu_lengths, cu_ks)
     mask = reference.topk_mask(scores if selection_scores is None else selection_scores, plan)
     pivots, shifts = solve(scores, plan, temperature)
@@ -90,7 +91,7 @@ def _factors(mask: Tensor, dropped_scale: float, dtype: torch.dtype) -> Tensor:
     return torch.where(mask, 1.0, dropped_scale).to(dtype)[:, None]
 
 
-def _fake(tokens, scores, selection_scores, cu_lengths, cu_ks, temperature, dropped_scale):
+def _fake(tokens, scores, selection_scores, cu_lengths, cu_ks, max_length, temperature, dropped_scale):
     num_pools = cu_lengths.shape[0] - 1
     return (
         tokens.new_empty(tokens.shape),
@@ -131,7 +132,8 @@ def _backward_fake(grad_out, tokens, scores, mask, pivots, shifts, cu_lengths, t
 
 _op = define(
     "straight_through_mask(Tensor tokens, Tensor scores, Tensor? selection_scores, Tensor cu_lengths, Tensor cu_ks, "
-    "float temperature, float dropped_scale) -> (Tensor out, Tensor mask, Tensor pivots, Tensor shifts)",
+    "SymInt max_length, float temperature, float dropped_scale) "
+    "-> (Tensor out, Tensor mask, Tensor pivots, Tensor shifts)",
     _kernel,
     _fake,
 )

@@ -33,15 +33,15 @@ def topk_consistency_loss(scores: Tensor, plan: SelectionPlan, temperature: floa
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
     cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
-    return TopKConsistencyLossFunction.apply(packed, cu_lengths, cu_ks, temperature)[0]
+    return TopKConsistencyLossFunction.apply(packed, cu_lengths, cu_ks, plan.max_length, temperature)[0]
 
 
 class TopKConsistencyLossFunction(torch.autograd.Function):
-    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], temperature) -> loss [], and its gradient [T]."""
+    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], max_length, temperature) -> loss [], and its gradient [T]."""
 
     @staticmethod
-    def forward(ctx, scores, cu_lengths, cu_ks, temperature):
-        output = _op(scores, cu_lengths, cu_ks, temperature)
+    def forward(ctx, scores, cu_lengths, cu_ks, max_length, temperature):
+        output = _op(scores, cu_lengths, cu_ks, max_length, temperature)
         _, grad_scores = output
         ctx.mark_non_differentiable(grad_scores)
         ctx.save_for_backward(grad_scores)
@@ -51,10 +51,10 @@ class TopKConsistencyLossFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss, _):
         (grad_scores,) = ctx.saved_tensors
-        return grad_loss * grad_scores, None, None, None
+        return grad_loss * grad_scores, None, None, None, None
 
 
-def _kernel(scores, cu_lengths, cu_ks, temperature):
+def _kernel(scores, cu_lengths, cu_ks, max_length, temperature):
     plan = plan_of(cu_lengths, cu_ks)
     pivots, shifts = solve(scores, plan, temperature)
     mask = reference.topk_mask(scores, plan)
@@ -77,12 +77,12 @@ def _through_threshold(grad_logits: Tensor, logits: Tensor) -> Tensor:
     return grad_logits - slopes * (grad_logits.sum() / total)
 
 
-def _fake(scores, cu_lengths, cu_ks, temperature):
+def _fake(scores, cu_lengths, cu_ks, max_length, temperature):
     return scores.new_empty(()), torch.empty_like(scores)
 
 
 _op = define(
-    "topk_consistency_loss(Tensor scores, Tensor cu_lengths, Tensor cu_ks, float temperature) "
+    "topk_consistency_loss(Tensor scores, Tensor cu_lengths, Tensor cu_ks, SymInt max_length, float temperature) "
     "-> (Tensor loss, Tensor grad_scores)",
     _kernel,
     _fake,

@@ -28,33 +28,35 @@ def topk_indices(scores: Tensor, plan: SelectionPlan) -> Tensor:
     """
     packed = packed_scores(scores, plan)
     cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
-    return TopKIndicesFunction.apply(packed, cu_lengths, cu_ks, plan.total_kept)[0]
+    return TopKIndicesFunction.apply(packed, cu_lengths, cu_ks, plan.total_kept, plan.max_length)[0]
 
 
 class TopKIndicesFunction(torch.autograd.Function):
-    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], total_kept) -> (indices [K],); no gradient."""
+    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], total_kept, max_length) -> (indices [K],); no gradient."""
 
     @staticmethod
-    def forward(ctx, scores, cu_lengths, cu_ks, total_kept):
+    def forward(ctx, scores, cu_lengths, cu_ks, total_kept, max_length):
         output = (
-            _op(scores, cu_lengths, cu_ks, total_kept),
+            _op(scores, cu_lengths, cu_ks, total_kept, max_length),
         )  # torch.compile traces a tuple, not a lone result without gradient
         ctx.mark_non_differentiable(*output)
         return output
 
     @staticmethod
     def backward(ctx, _):
-        return None, None, None, None
+        return None, None, None, None, None
 
 
-def _kernel(scores, cu_lengths, cu_ks, total_kept):
+def _kernel(scores, cu_lengths, cu_ks, total_kept, max_length):
     return reference.topk_indices(scores, plan_of(cu_lengths, cu_ks))
 
 
-def _fake(scores, cu_lengths, cu_ks, total_kept):
+def _fake(scores, cu_lengths, cu_ks, total_kept, max_length):
     return scores.new_empty(total_kept, dtype=torch.int64)
 
 
 _op = define(
-    "topk_indices(Tensor scores, Tensor cu_lengths, Tensor cu_ks, SymInt total_kept) -> Tensor", _kernel, _fake
+    "topk_indices(Tensor scores, Tensor cu_lengths, Tensor cu_ks, SymInt total_kept, SymInt max_length) -> Tensor",
+    _kernel,
+    _fake,
 )

@@ -24,30 +24,33 @@ def topk_mask(scores: Tensor, plan: SelectionPlan) -> Tensor:
         TypeError, ValueError: an argument of the wrong type, dtype or shape.
     """
     packed = packed_scores(scores, plan)
-    (mask,) = TopKMaskFunction.apply(packed, plan.cu_lengths(scores.device), plan.cu_ks(scores.device))
+    cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
+    (mask,) = TopKMaskFunction.apply(packed, cu_lengths, cu_ks, plan.max_length)
     return mask.view(scores.shape)
 
 
 class TopKMaskFunction(torch.autograd.Function):
-    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1]) -> (mask [T],); no gradient."""
+    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], max_length) -> (mask [T],); no gradient."""
 
     @staticmethod
-    def forward(ctx, scores, cu_lengths, cu_ks):
-        output = (_op(scores, cu_lengths, cu_ks),)  # torch.compile traces a tuple, not a lone result without gradient
+    def forward(ctx, scores, cu_lengths, cu_ks, max_length):
+        output = (
+            _op(scores, cu_lengths, cu_ks, max_length),
+        )  # torch.compile traces a tuple, not a lone result without gradient
         ctx.mark_non_differentiable(*output)
         return output
 
     @staticmethod
     def backward(ctx, _):
-        return None, None, None
+        return None, None, None, None
 
 
-def _kernel(scores, cu_lengths, cu_ks):
+def _kernel(scores, cu_lengths, cu_ks, max_length):
     return reference.topk_mask(scores, plan_of(cu_lengths, cu_ks))
 
 
-def _fake(scores, cu_lengths, cu_ks):
+def _fake(scores, cu_lengths, cu_ks, max_length):
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
-_op = define("topk_mask(Tensor scores, Tensor cu_lengths, Tensor cu_ks) -> Tensor", _kernel, _fake)
+_op = define("topk_mask(Tensor scores, Tensor cu_lengths, Tensor cu_ks, SymInt max_length) -> Tensor", _kernel, _fake)

@@ -90,9 +90,8 @@ struct SimdKernels {
   double (*centred_sum)(const float* slopes, const float* grad_probs, int64_t n, float centre);
   // In place: v becomes v (g - mean) / temperature - grad_threshold v / sum(v), 0 where the score is not finite.
   void (*soft_backward)(const float* scores, const float* grad_probs, int64_t n, SoftGradient gradient, float* slopes);
-  // Sums; writes grad_logits = p - m, with m the hard mask.
-  LossSums (*consistency_loss)(const float* scores, const uint8_t* mask, int64_t n, SoftScale scale,
-                               float* grad_logits);
+  // Sums, from z; writes grad_logits = p - m, with m the hard mask, perhaps in place of z.
+  LossSums (*consistency_loss)(const float* centred, const uint8_t* mask, int64_t n, float shift, float* grad_logits);
   // In place: p - m becomes factor (p - m - v mean), 0 where the score is not finite.
   void (*consistency_gradient)(const float* scores, int64_t n, float mean, float factor, float* grad);
 

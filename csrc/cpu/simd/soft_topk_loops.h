@@ -10,12 +10,8 @@ namespace {
 
 constexpr int64_t kSumBlock = 128;
 
-[[gnu::always_inline]] inline float soft_logit(float score, SoftScale scale) {
-  return (finite_score(score) - scale.pivot) * scale.inverse_temperature + scale.shift;
-}
-
 [[gnu::always_inline]] inline Sigmoid soft_prob(float score, SoftScale scale) {
-  return sigmoid(soft_logit(score, scale));
+  return sigmoid((finite_score(score) - scale.pivot) * scale.inverse_temperature + scale.shift);
 }
 
 void centre_scores(const float* __restrict scores, int64_t n, float pivot, float inverse_temperature,
@@ -94,15 +90,14 @@ void soft_backward(const float* __restrict scores, const float* __restrict grad_
   }
 }
 
-LossSums consistency_loss(const float* __restrict scores, const uint8_t* __restrict mask, int64_t n, SoftScale scale,
-                          float* __restrict grad_logits) {
+LossSums consistency_loss(const float* centred, const uint8_t* mask, int64_t n, float shift, float* grad_logits) {
   LossSums sums = {0.0, 0.0, 0.0};
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
     float loss = 0.0f, excess = 0.0f, slope = 0.0f;
 #pragma omp simd reduction(+ : loss, excess, slope)
     for (int64_t i = begin; i < end; ++i) {
-      const float x = soft_logit(scores[i], scale);
+      const float x = centred[i] + shift;
       const Sigmoid p = sigmoid(x);
       const float grad = mask[i] ? -p.complement : p.value;
       // softplus(x) - m x without the difference of two large numbers.

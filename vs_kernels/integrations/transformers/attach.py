@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vs_kernels.baselines import Baseline
 from vs_kernels.integrations.transformers import calls
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt
 from vs_kernels.integrations.transformers.families import family_of
@@ -20,7 +21,7 @@ OVERRIDES = {"forward": calls.forward, "generate": calls.generate}
 
 
 def attach_selector(
-    model: PreTrainedModel, selector: VisionTokenSelector, budget: float | None = None
+    model: PreTrainedModel, selector: VisionTokenSelector | Baseline, budget: float | None = None
 ) -> "SelectorHandle":
     """Let ``model`` select its visual tokens before its language model reads them.
 
@@ -40,7 +41,8 @@ def attach_selector(
 
     Args:
         model: a Qwen2-VL or Qwen2.5-VL model for conditional generation.
-        selector: is moved to the device of the model, and does not become a part of it.
+        selector: a trained selector, or one of ``vs_kernels.baselines``; is moved to the device of the model, and does
+            not become a part of it.
         budget: retention budget in (0, 1]; None: the selector's own.
 
     Returns:
@@ -54,7 +56,7 @@ def attach_selector(
     family = family_of(model)
     if _handle_of(model) is not None:
         raise ValueError("model: got one with a selector attached, expected one without; detach that one first")
-    if selector.scorer.in_features != family.hidden_size:
+    if isinstance(selector, VisionTokenSelector) and selector.scorer.in_features != family.hidden_size:
         raise ValueError(
             f"selector: got a scorer of tokens with {selector.scorer.in_features} features, expected "
             f"{family.hidden_size}, the hidden size of the language model"
@@ -76,7 +78,7 @@ class SelectorHandle:
         model_forward, model_generate: the methods that are overridden.
     """
 
-    def __init__(self, model: PreTrainedModel, selector: VisionTokenSelector, budget: float | None):
+    def __init__(self, model: PreTrainedModel, selector: VisionTokenSelector | Baseline, budget: float | None):
         self.model = model
         self.selector = selector
         self.budget = budget

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import Cache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
 
 CACHE_NOTE = "_vs_kernels_compact_prompt"
 
+# The argument that takes a cache, and the name that it has in other versions of transformers.
+CACHE, OTHER_CACHE = ("cache", "past_key_values")[:: 1 if Version(transformers.__version__) >= Version("5.24") else -1]
+
 
 def forward(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
     """``model.forward``: select in a prefill with pixels; let decoding steps after it speak of the full prompt."""
     inputs = _by_name(handle.model_forward, args, kwargs)
-    cache = inputs.get("past_key_values")
+    cache = inputs.get(CACHE)
     if handle.selects_from(inputs):
         output = handle.model_forward(**handle.select(inputs))
         values = output if isinstance(output, tuple) else output.to_tuple()
@@ -38,10 +43,10 @@ def forward(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
 def generate(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
     """``model.generate``: select once, generate from the compact prompt, return sequences with the full one."""
     inputs = _by_name(handle.model_generate, args, kwargs)
-    cache = inputs.get("past_key_values")
+    cache = inputs.get(CACHE)
     if _recall(cache) is not None:
         raise ValueError(
-            "past_key_values: got the cache of a prompt that lost visual tokens, expected an empty one; give the "
+            "cache: got that of a prompt that lost visual tokens, expected an empty one; give the "
             "whole conversation with its pixels, or go on with forward()"
         )
     if not handle.selects_from(inputs):
@@ -69,14 +74,17 @@ def generate(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
     if isinstance(result, Tensor):
         _remember(cache, prompt)
         return restore(result)
-    _remember(result.past_key_values, prompt)
+    _remember(result[CACHE], prompt)
     result.sequences = restore(result.sequences)
     return result
 
 
 def _by_name(function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     positional = inspect.signature(function).bind_partial(*args).arguments if args else {}
-    return dict(**positional, **kwargs)
+    inputs = dict(**positional, **kwargs)
+    if OTHER_CACHE in inputs and CACHE not in inputs:
+        inputs[CACHE] = inputs.pop(OTHER_CACHE)
+    return inputs
 
 
 def _remember(cache: Cache | None, prompt: CompactPrompt | None) -> None:

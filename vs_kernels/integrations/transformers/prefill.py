@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vs_kernels.baselines import Baseline
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt, KeptTokens
 from vs_kernels.integrations.transformers.families import QwenVL
 from vs_kernels.plan import SelectionPlan
@@ -32,7 +33,7 @@ class Prefill(NamedTuple):
 
 
 def select_inputs(
-    family: QwenVL, selector: VisionTokenSelector, budget: float | None, inputs: dict[str, Any]
+    family: QwenVL, selector: VisionTokenSelector | Baseline, budget: float | None, inputs: dict[str, Any]
 ) -> Prefill:
     """Encode the pixels in ``inputs``, select, and drop the placeholders of what was dropped.
 
@@ -105,10 +106,10 @@ def _check_prompt(inputs: dict[str, Any]) -> None:
         )
     if inputs.get("input_ids") is None:
         raise ValueError("input_ids: got None together with pixels, expected the prompt with its placeholders")
-    cache = inputs.get("past_key_values")
+    cache = inputs.get("cache", inputs.get("past_key_values"))
     if cache is not None and (length := int(cache.get_seq_length())):
         raise ValueError(
-            f"past_key_values: got a cache of {length} tokens together with pixels, expected an empty one; "
+            f"cache: got one of {length} tokens together with pixels, expected an empty one; "
             "give the whole prompt at once"
         )
 
