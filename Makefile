@@ -5,7 +5,11 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-all lint sanitize clean
+# For `make wheel`: another toolkit, other architectures, as in
+#   make wheel CUDA_HOME=/usr/local/cuda-12.8 VS_KERNELS_CUDA_ARCHS="80 90"
+export CUDA_HOME VS_KERNELS_CUDA VS_KERNELS_CUDA_ARCHS
+
+.PHONY: demo test test-all lint sanitize wheel test-wheel clean
 
 demo: $(INSTALLED)  ## prefill with and without selection, on a real photo
 	$(VENV)/bin/python -m bench prefill
@@ -23,6 +27,16 @@ lint: $(INSTALLED)  ## style and types
 
 sanitize: $(INSTALLED)  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(MAKE) -C tests/sanitize PYTHON=$(abspath $(VENV))/bin/python -j2 run
+
+wheel: $(INSTALLED)  ## dist/*.whl with the compiled libraries, for every Linux that is not much older
+	rm -rf dist build/wheel
+	$(VENV)/bin/python -m pip wheel --no-deps -w build/wheel .
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+	  -w dist build/wheel/*.whl
+	ls -l dist
+
+test-wheel: $(INSTALLED)  ## that wheel in an environment of its own, outside of the checkout
+	$(VENV)/bin/python tests/check_wheel.py dist/*.whl
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

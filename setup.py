@@ -1,6 +1,7 @@
-"""Builds the C++ library; everything else about the package is in pyproject.toml.
+"""Builds the C++ and the CUDA library; everything else about the package is in pyproject.toml.
 
-Environment: VS_KERNELS_CPU=0 leaves the CPU library out, CXX chooses the compiler.
+Environment: VS_KERNELS_CPU=0 leaves the CPU library out, VS_KERNELS_CUDA=0 the CUDA library, and VS_KERNELS_CUDA=1
+demands it; CXX, CUDA_HOME and VS_KERNELS_CUDA_ARCHS choose compilers and architectures.
 """
 
 import os
@@ -18,19 +19,21 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
+import vs_kernels_nvcc  # noqa: E402
 from vs_kernels_build import torch_root  # noqa: E402
 
 CXX_FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
     *("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
 ]
-# The stable ABI of torch 2.10: one library serves every later torch, and every Python.
-TORCH_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 ISA_FLAGS = {"baseline": []}
 if platform.machine() == "x86_64":
     ISA_FLAGS["avx2"] = ["-march=x86-64-v3"]
     # GCC 12 takes the deliberately undefined registers of its own AVX-512 header for mistakes.
     ISA_FLAGS["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512", "-Wno-maybe-uninitialized"]
+
+
+NO_TORCH = "vs_kernels: no torch >= 2.10 to build against"
 
 
 def find_compiler() -> list[str] | None:
@@ -60,18 +63,11 @@ class BuildLibraries(build_ext):
     def build_extension(self, ext):
         torch = torch_root()
         if torch is None:
-            raise SystemExit("vs_kernels: no torch >= 2.10 to build against; install torch, or set VS_KERNELS_CPU=0")
-        compiler = [*find_compiler(), *CXX_FLAGS]
+            raise SystemExit(f"{NO_TORCH}; install torch, or set VS_KERNELS_CPU=0 and VS_KERNELS_CUDA=0")
         # Error checks carry the path of their source: keep the build machine's folders out of the library.
-        compiler += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, torch / "include")]
-        torch_flags = [TORCH_ABI, "-isystem", f"{torch}/include"]
-        compile_commands = {
-            source: [*compiler, *torch_flags, "-c", str(source)] for source in sorted(ROOT.glob("csrc/cpu/*.cpp"))
-        }
-        for isa, flags in ISA_FLAGS.items():
-            source = ROOT / f"csrc/cpu/simd/{isa}.cpp"
-            compile_commands[source] = [*compiler, *flags, "-c", str(source)]
-        link_command = [*compiler, "-shared", f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
+        no_paths = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, torch / "include")]
+        commands = cuda_commands if ext.name == "vs_kernels._cuda" else cpu_commands
+        compile_commands, link_command = commands(torch, no_paths)
 
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +80,33 @@ class BuildLibraries(build_ext):
             subprocess.run([ninja], cwd=objects, check=True)
         else:
             run_commands(compile_commands, link_command, library, objects)
+
+
+def cpu_commands(torch: Path, no_paths: list[str]) -> tuple[dict[Path, list[str]], list[str]]:
+    """How each source of the C++ library is compiled, and how the objects become a library."""
+    compiler = [*find_compiler(), *CXX_FLAGS, *no_paths]
+    torch_flags = vs_kernels_nvcc.torch_flags(torch)
+    compile_commands = {
+        source: [*compiler, *torch_flags, "-c", str(source)] for source in sorted(ROOT.glob("csrc/cpu/*.cpp"))
+    }
+    for isa, flags in ISA_FLAGS.items():
+        source = ROOT / f"csrc/cpu/simd/{isa}.cpp"
+        compile_commands[source] = [*compiler, *flags, "-c", str(source)]
+    link = ["-shared", f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
+    return compile_commands, [*compiler, *link]
+
+
+def cuda_commands(torch: Path, no_paths: list[str]) -> tuple[dict[Path, list[str]], list[str]]:
+    """The same for the CUDA library, with the CUDA runtime in it."""
+    nvcc = [vs_kernels_nvcc.find_nvcc(), "-ccbin", find_compiler()[0], "-cudart", "static"]
+    compiler = [*nvcc, *vs_kernels_nvcc.library_flags(vs_kernels_nvcc.architectures())]
+    compiler += [f"-Xcompiler={flag}" for flag in ("-fPIC", "-fvisibility=hidden", *no_paths)]
+    compiler += vs_kernels_nvcc.torch_flags(torch)
+    compile_commands = {ROOT / source: [*compiler, "-c", str(ROOT / source)] for source in vs_kernels_nvcc.SOURCES}
+    # Without a device link, which has nothing to do here and leaves paths in the library.
+    link = ["-shared", "--no-device-link", f"-L{torch}/lib", "-ltorch"]
+    link += [f"-Xlinker={flag}" for flag in ("--no-as-needed", "--exclude-libs=ALL")]
+    return compile_commands, [*nvcc, *link]
 
 
 def ninja_file(compile_commands: dict[Path, list[str]], link_command: list[str], library: Path) -> str:
@@ -118,12 +141,27 @@ def run_commands(compile_commands: dict[Path, list[str]], link_command: list[str
 
 
 def libraries() -> list[Extension]:
-    if os.environ.get("VS_KERNELS_CPU") == "0" or sys.platform != "linux":
-        return []
-    if find_compiler() is None:
-        print("vs_kernels: no C++ compiler found, installing without the CPU library", file=sys.stderr)
-        return []
-    return [Extension("vs_kernels._cpu", sources=[], py_limited_api=True)]
+    names = []
+    if sys.platform == "linux" and find_compiler() is None:
+        print("vs_kernels: no C++ compiler found, installing without compiled libraries", file=sys.stderr)
+    elif sys.platform == "linux":
+        names += ["vs_kernels._cpu"] if os.environ.get("VS_KERNELS_CPU") != "0" else []
+        names += ["vs_kernels._cuda"] if wants_cuda() else []
+    if os.environ.get("VS_KERNELS_CUDA") == "1" and "vs_kernels._cuda" not in names:
+        raise SystemExit(
+            "vs_kernels: VS_KERNELS_CUDA=1 demands the CUDA library, which needs Linux, nvcc and a C++ compiler"
+        )
+    return [Extension(name, sources=[], py_limited_api=True) for name in names]
+
+
+def wants_cuda() -> bool:
+    """Whether there is a CUDA compiler, and nobody says that it shall not be used."""
+    if os.environ.get("VS_KERNELS_CUDA") == "0":
+        return False
+    if vs_kernels_nvcc.find_nvcc() is None:
+        print("vs_kernels: no nvcc found, installing without the CUDA library", file=sys.stderr)
+        return False
+    return True
 
 
 setup(

@@ -2,21 +2,18 @@
 that installs without a compiler."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import library_audit
 import pytest
+from vs_kernels_nvcc import find_nvcc
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = ROOT / "vs_kernels" / "_cpu.so"
 SOURCES = ("build_backend", "csrc", "vs_kernels", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
-
-needs_library = pytest.mark.skipif(not LIBRARY.is_file(), reason=f"{LIBRARY} is not built")
-needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="no nm (binutils) on the path")
 
 
 @pytest.fixture
@@ -51,31 +48,31 @@ def modules(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.glob("vs_kernels/**/*.py")}
 
 
-@needs_library
-@needs_nm
-def test_library_needs_only_the_stable_abi_of_torch():
-    output = subprocess.run(["nm", "-D", "--undefined-only", LIBRARY], capture_output=True, text=True, check=True)
-    symbols = [line.split()[-1] for line in output.stdout.splitlines()]
-    shims = [symbol for symbol in symbols if re.match(r"(aoti_)?torch_", symbol)]
-    # What else a library may ask for is versioned: it comes from the C and C++ runtimes.
-    unversioned = [symbol for symbol in symbols if "@" not in symbol and symbol not in shims]
-    assert shims
-    assert set(unversioned) <= {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
+@pytest.mark.parametrize("name", library_audit.EXPORTS)
+def test_library_keeps_its_promises(name: str):
+    """Symbols of the stable ABI only, no export that nobody asked for, no path of this machine."""
+    library = ROOT / "vs_kernels" / name
+    if not library.is_file() or shutil.which("nm") is None:
+        pytest.skip(f"{library} is not built, or there is no nm (binutils) on the path")
+    assert library_audit.problems(library) == []
 
 
-@needs_library
-@needs_nm
-def test_library_exports_only_its_two_functions():
-    output = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True)
-    exported = {line.split()[-1] for line in output.stdout.splitlines() if "vs_kernels" in line}
-    assert exported == {"vs_kernels_cpu_isa", "vs_kernels_cpu_set_isa"}
-
-
-@needs_library
-def test_library_holds_no_path_of_the_build_machine():
-    content = LIBRARY.read_bytes()
-    folders = {str(ROOT), str(Path.home()), sys.prefix}
-    assert not [folder for folder in folders if len(folder) > 1 and folder.encode() in content]
+def test_broken_promises_are_found(tmp_path: Path):
+    if shutil.which("c++") is None or shutil.which("nm") is None:
+        pytest.skip("no c++ or no nm on the path")
+    source, library = tmp_path / "broken.cpp", tmp_path / "_cpu.so"
+    source.write_text(
+        'extern "C" int at_internal(); extern "C" int vs_kernels_secret() { return at_internal(); }'
+        f'extern "C" const char* vs_kernels_cpu_isa() {{ return "{ROOT}"; }}'
+    )
+    subprocess.run(["c++", "-shared", "-fPIC", source, "-o", library], check=True)
+    assert {
+        "it needs nothing of torch",
+        "it needs at_internal, which is not of torch's stable ABI",
+        "it lacks vs_kernels_cpu_set_isa",
+        "it exports vs_kernels_secret",
+        f"it holds the path {ROOT}",
+    } <= set(library_audit.problems(library))
 
 
 def test_build_asks_for_torch_only_where_there_is_none(checkout: Path):
@@ -94,21 +91,42 @@ def test_wheel_without_compiler_is_pure_python(checkout: Path):
     assert modules(checkout) <= names
 
 
-def test_wheel_from_source_archive_holds_the_library(checkout: Path, tmp_path: Path):
+def test_wheel_from_source_archive_holds_the_libraries(checkout: Path, tmp_path: Path):
     if shutil.which("c++") is None:
         pytest.skip("no c++ on the path")
+    cuda = find_nvcc() is not None
     archive = run_hook(checkout, "build_sdist")
     shutil.unpack_archive(archive, tmp_path)
     unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
     stale = unpacked / "build" / "lib" / "vs_kernels" / "stale.py"
     stale.parent.mkdir(parents=True)
     stale.touch()
-    wheel = run_hook(unpacked, "build_wheel")
+    # CUDA is built where nvcc is; one architecture is enough here.
+    wheel = run_hook(unpacked, "build_wheel", VS_KERNELS_CUDA_ARCHS="90")
     names = set(zipfile.ZipFile(wheel).namelist())
+    libraries = sorted(name for name in names if name.endswith(".so"))
     assert "-cp310-abi3-linux_" in wheel.name
-    assert [name for name in names if name.endswith(".so")] == ["vs_kernels/_cpu.so"]
+    assert libraries == ["vs_kernels/_cpu.so", *(["vs_kernels/_cuda.so"] if cuda else [])]
     assert modules(checkout) <= names
     assert "vs_kernels/stale.py" not in names
+    for name in libraries:
+        assert library_audit.problems(Path(zipfile.ZipFile(wheel).extract(name, tmp_path))) == []
+
+
+def test_cuda_is_left_out_or_demanded(checkout: Path):
+    without_nvcc = {"CUDA_HOME": "/nonexistent", "VS_KERNELS_CPU": "0"}
+    for choice in ({"VS_KERNELS_CPU": "0", "VS_KERNELS_CUDA": "0"}, without_nvcc):
+        wheel = run_hook(checkout, "build_wheel", **choice)
+        assert wheel.name.endswith("-py3-none-any.whl")
+        assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    with pytest.raises(AssertionError, match="VS_KERNELS_CUDA=1 demands the CUDA library"):
+        run_hook(checkout, "build_wheel", VS_KERNELS_CUDA="1", **without_nvcc)
+
+
+@pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: CUDA_HOME, the path, /usr/local/cuda")
+def test_architectures_are_numbers(checkout: Path):
+    with pytest.raises(AssertionError, match="VS_KERNELS_CUDA_ARCHS: got 'hopper', expected numbers such as '80 90"):
+        run_hook(checkout, "build_wheel", VS_KERNELS_CPU="0", VS_KERNELS_CUDA_ARCHS="hopper")
 
 
 def test_compile_error_is_loud(checkout: Path):
@@ -116,4 +134,4 @@ def test_compile_error_is_loud(checkout: Path):
         pytest.skip("no c++ on the path")
     (checkout / "csrc" / "cpu" / "broken.cpp").write_text("this is not C++")
     with pytest.raises(AssertionError, match=r"broken\.cpp"):
-        run_hook(checkout, "build_wheel")
+        run_hook(checkout, "build_wheel", VS_KERNELS_CUDA="0")

@@ -47,11 +47,12 @@ def _info(_: argparse.Namespace) -> int:
     print(f"torch         {torch.__version__}")
     print(f"python        {platform.python_version()} on {platform.machine()}")
     print(f"CPU library   {library.CPU_PROBLEM or f'loaded, instruction set {library.cpu_isa()}'}")
+    print(f"CUDA library  {library.CUDA_PROBLEM or 'loaded, CUDA {}.{}'.format(*library.cuda_version())}")
     print(f"accelerator   {', '.join(devices()[1:]) or 'none found by torch'}")
     print()
-    print(f"{'operator':<26}" + "".join(f"{device:<10}" for device in devices()))
-    for name in verify.CALLS:
-        print(f"{name:<26}" + "".join(f"{library.kernel_of(name, device):<10}" for device in devices()))
+    print(f"{'operator':<34}" + "".join(f"{device:<10}" for device in devices()))
+    for name in (*verify.CALLS, *library.CUDA_OPERATORS):
+        print(f"{name:<34}" + "".join(f"{library.kernel_of(name, device):<10}" for device in devices()))
     print()
     print("C++: compiled kernel. Triton: compiled at its first call. PyTorch: composed of PyTorch operators, slower.")
     return 0

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ _TRITON_KERNELS: set[str] = set()
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 _CPU_LIBRARY = Path(__file__).with_name("_cpu.so")
+_CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
+# The operators that the CUDA library serves where it is loaded.
+CUDA_OPERATORS = ("straight_through_gather_backward", "straight_through_mask_backward")
 
 
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -39,9 +43,9 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _PLAIN_KERNELS[name] = kernel
-    _LIBRARY.impl(name, _announced(kernel), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, without_cuda_library(name, _announced(kernel)), "CompositeExplicitAutograd")
     if TRITON_PROBLEM is None and not _has_kernel(name, "CUDA"):
-        _LIBRARY.impl(name, triton_kernel(name), "CUDA")
+        _LIBRARY.impl(name, without_cuda_library(name, triton_kernel(name)), "CUDA")
         _TRITON_KERNELS.add(name)
     torch.library.register_fake(f"vs_kernels::{name}", fake, lib=_LIBRARY)
     op = getattr(torch.ops.vs_kernels, name).default
@@ -81,6 +85,20 @@ def _announced(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def without_cuda_library(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel``, preceded by one warning per process where the CUDA library was expected to serve in its place."""
+    if name not in CUDA_OPERATORS or torch.version.cuda is None or CUDA_PROBLEM is None:
+        return kernel
+
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        if any(isinstance(arg, Tensor) and arg.device.type == "cuda" for arg in args):
+            _warn_once(f"vs_kernels runs the straight-through backward without its CUDA library: {CUDA_PROBLEM}")
+        return kernel(*args)
+
+    return run
+
+
 def triton_kernel(name: str) -> Callable[..., Any]:
     """The Triton launcher of operator ``name`` in ``kernels/<operator>.py``; imported by its first call."""
 
@@ -96,10 +114,10 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-def _load(path: Path) -> str | None:
+def _load(path: Path, needs: str) -> str | None:
     """Load a compiled library; None, or why it is not there in words."""
     if not path.exists():
-        return f"{path.name} was not built (no C++ compiler when the package was installed, or VS_KERNELS_CPU=0)"
+        return f"{path.name} was not built ({needs})"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -107,7 +125,29 @@ def _load(path: Path) -> str | None:
     return None
 
 
-CPU_PROBLEM: str | None = _load(_CPU_LIBRARY)
+def cuda_version(path: Path = _CUDA_LIBRARY) -> tuple[int, int]:
+    """Version of CUDA that the CUDA library was built with, read from the file: to load it may be a mistake."""
+    found = re.search(rb"vs_kernels CUDART_VERSION (\d+)", path.read_bytes())
+    number = int(found[1]) if found else 0
+    return number // 1000, number % 1000 // 10
+
+
+def _load_cuda(path: Path) -> str | None:
+    """The same for the CUDA library; asks no driver."""
+    if torch.version.cuda is None:
+        return f"{path.name} is not loaded beside a torch without CUDA"
+    if path.exists():
+        major, minor = cuda_version(path)
+        if major != int(torch.version.cuda.partition(".")[0]):
+            return (
+                f"{path.name} is built with CUDA {major}.{minor}, this torch with {torch.version.cuda}: take a wheel "
+                f"for the CUDA of this torch, or build from source with its nvcc (CUDA_HOME)"
+            )
+    return _load(path, "no nvcc when the package was installed, or VS_KERNELS_CUDA=0")
+
+
+CPU_PROBLEM: str | None = _load(_CPU_LIBRARY, "no C++ compiler when the package was installed, or VS_KERNELS_CPU=0")
+CUDA_PROBLEM: str | None = _load_cuda(_CUDA_LIBRARY)
 # Found, not imported: that takes longer than everything else here.
 TRITON_PROBLEM: str | None = None if importlib.util.find_spec("triton") else "Triton is not installed"
 
