@@ -201,6 +201,21 @@ LINEAR = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+# Sparse attention to 16 tokens, and embeddings of n-grams.
+QWEN4 = {
+    "hc_count": 2,
+    "hc_lowrank": 8,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "ple_layer_ids": [1],
+    "ple_embed_dim": 64,
+    "ngram_vocab_size_base": 200,
+    "split_ngram_parts": 2,
+    "make_ngram_vocab_size_divisible_by": 2,
+}
 GLM_TEXT = {key: value for key, value in TEXT.items() if key != "head_dim"} | {
     "rope_parameters": MROPE | {"partial_rotary_factor": 1.0}
 }
@@ -233,7 +248,7 @@ QWEN3_VISION = {
 }
 SIGLIP = ("SiglipVisionConfig", TOWER | {"vision_use_head": False})
 
-FAMILIES: dict[str, TinyFamily] = {
+KNOWN: dict[str, TinyFamily] = {
     "Qwen2-VL": TinyFamily(
         "Qwen2VLForConditionalGeneration",
         _config(
@@ -292,6 +307,18 @@ FAMILIES: dict[str, TinyFamily] = {
         _config(
             "Qwen3_5MoeConfig",
             TEXT | INTERLEAVED | LINEAR | EXPERTS | {"shared_expert_intermediate_size": 32},
+            QWEN3_VISION,
+            **QWEN_IDS,
+        ),
+        frames=3,
+        recurrent=True,
+        **_grids(4),
+    ),
+    "Qwen4-Exp": TinyFamily(
+        "Qwen4ExpForConditionalGeneration",
+        _config(
+            "Qwen4ExpConfig",
+            TEXT | INTERLEAVED | LINEAR | EXPERTS | {"shared_expert_intermediate_size": 32} | QWEN4,
             QWEN3_VISION,
             **QWEN_IDS,
         ),
@@ -403,3 +430,6 @@ FAMILIES: dict[str, TinyFamily] = {
         _sized,
     ),
 }
+
+# Those that the installed transformers has.
+FAMILIES = {name: family for name, family in KNOWN.items() if hasattr(transformers, family.model_class)}

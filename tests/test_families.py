@@ -108,6 +108,15 @@ def test_budget_of_a_call_a_row_or_an_image(llava: checks.Subject, budget: Any, 
         assert [len(item.indices) for item in selected["image"]] == kept
 
 
+def test_budget_of_rows_with_images_videos_and_neither() -> None:
+    subject = checks.Subject(FAMILIES["Qwen3-VL"])
+    inputs = subject.prompt([3, "image", 2], [7], [2, "video", 3, "image", 4])
+    with torch.no_grad(), subject.attach(0.2):
+        _, selected = subject.model(**inputs, budget=[0.5, 0.1, 0.75], return_selection=True)
+    kept = {modality: [len(item.indices) for item in items] for modality, items in selected.items()}
+    assert kept == {"image": [8, 18], "video": [36]}
+
+
 def test_minimum_tokens_of_an_image(llava: checks.Subject) -> None:
     inputs = llava.prompt(*MANY)
     with torch.no_grad(), llava.attach(0.1):
@@ -175,7 +184,8 @@ def test_minimum_tokens_of_an_image_in_one_pool(llava: checks.Subject) -> None:
     ("options", "message"),
     [
         ({"budget": 1.5}, r"budget: got 1.5"),
-        ({"budget": [0.5]}, r"budget: got 1 entries, expected one for each row of the batch"),
+        ({"budget": [0.5]}, r"budget: got 1 entries, expected 2, one for each row of the batch"),
+        ({"budget": [0.5, 0.2, 0.1]}, r"budget: got 3 entries, expected 2, one for each row of the batch"),
         ({"budget": {"image": [0.5, 0.5]}}, r"budget\['image'\]: got 2 entries, expected 3"),
         ({"budget": {"video": [0.5]}}, r"budget: got it for \['video'\], expected it for 'image' too"),
         ({"scores": {"image": torch.zeros(5)}}, r"scores\['image'\]: got shape \(5,\), expected \(108,\)"),

@@ -60,7 +60,7 @@ REASONS = {
             "beams, several images",
             "not in transformers: it repeats the images of a row in another order",
         ),
-        (("Qwen3.5", "Qwen3.5 MoE"), "assisted", "not in transformers: recurrent"),
+        (("Qwen3.5", "Qwen3.5 MoE", "Qwen4-Exp"), "assisted", "not in transformers: recurrent"),
     )
     for name in names
 }

@@ -84,7 +84,7 @@ def _select(
     fixed = FixedTokens.of(tokens, lengths, family.always_kept(tokens))
     free_lengths = lengths if fixed is None else fixed.free_lengths
     placeholders = inputs["input_ids"] == family.placeholders[modality]
-    plan = request.plan(selector, modality, free_lengths, lambda: _rows_of(lengths, placeholders))
+    plan = request.plan(selector, modality, free_lengths, len(placeholders), lambda: _rows_of(lengths, placeholders))
     free = tokens if fixed is None else tokens[fixed.free]
     scores = request.scores_of(modality, len(tokens))
     if scores is None:

@@ -56,9 +56,10 @@ class SelectionRequest(NamedTuple):
         selector: VisionTokenSelector | Baseline,
         modality: str,
         lengths: list[int],
+        batch: int,
         rows: Callable[[], list[int]],
     ) -> SelectionPlan:
-        """The plan for images of ``lengths`` tokens, which are in ``rows`` of the batch.
+        """The plan for images of ``lengths`` tokens, which are in ``rows`` of the ``batch``.
 
         Raises:
             ValueError: a budget outside of (0, 1], or not as many as there are rows or images.
@@ -71,10 +72,9 @@ class SelectionRequest(NamedTuple):
             if len(budget) != len(lengths):
                 raise ValueError(f"budget[{modality!r}]: got {len(budget)} entries, expected {len(lengths)}")
         elif isinstance(budget, Sequence) and not isinstance(budget, str):
-            of_items = rows()
-            if of_items and max(of_items) >= len(budget):
-                raise ValueError(f"budget: got {len(budget)} entries, expected one for each row of the batch")
-            budget = [budget[row] for row in of_items]
+            if len(budget) != batch:
+                raise ValueError(f"budget: got {len(budget)} entries, expected {batch}, one for each row of the batch")
+            budget = [budget[row] for row in rows()]
         if budget is None:
             budget = selector.budget
         if selector.pool == "call":

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5: rotary positions in (time, height, width)."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Qwen4-Exp, GLM-4V: rotary positions in (time, height, width)."""
 
 from typing import Any, ClassVar
 
@@ -67,11 +67,13 @@ class Qwen3VL(QwenVL):
 
 
 class Qwen35(QwenVL):
-    """Qwen3.5: frames of a video stand apart in the prompt; most layers of the language model are recurrent."""
+    """Qwen3.5 and Qwen4-Exp: frames of a video stand apart in the prompt; most layers of the language model are
+    recurrent."""
 
     model_classes: ClassVar[tuple[str, ...]] = (
         "Qwen3_5ForConditionalGeneration",
         "Qwen3_5MoeForConditionalGeneration",
+        "Qwen4ExpForConditionalGeneration",
     )
 
 
