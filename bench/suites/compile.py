@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from bench.harness import Arguments, Recorder
@@ -44,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     with Recorder(args.out / "compile.jsonl") as recorder, console.status("") as status:
         for arch in args.archs:
             console.print(_triton_table(arch, recorder, status, missed))
+        status.update("the CUDA library")
+        console.print(_cuda_table(recorder, missed))
     console.print(
         "Largest over all shapes, dtypes and variants of each kernel; registers and spills of a thread.", style="dim"
     )
@@ -52,7 +55,27 @@ def main(argv: Sequence[str]) -> int:
     return 1 if missed and args.check else 0
 
 
-def _triton_table(arch, recorder, status, missed) -> Table:
+def _cuda_table(recorder: Recorder, missed: list[str]) -> Table | str:
+    """The kernels of csrc/cuda, or why they are not shown."""
+    from bench import compile_cuda
+
+    try:
+        rows = compile_cuda.rows()
+    except RuntimeError as error:
+        return f"csrc/cuda: not compiled: {error}"
+    missed += compile_cuda.problems(rows)
+    table = Table(
+        "kernel", "architecture", "registers", "spill bytes", "stack bytes", "shared bytes", title="csrc/cuda"
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        recorder.write("compile", **row._asdict())
+        table.add_row(row.kernel, row.arch, *map(str, row[2:]))
+    return table
+
+
+def _triton_table(arch: str, recorder: Recorder, status: Status, missed: list[str]) -> Table:
     import torch
 
     from bench.gpu_cases import cases
