@@ -24,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
         choices=devices(),
         help="only this device; may be repeated",
     )
+    train = commands.add_parser("train", help="a selector, as a YAML file says; under torchrun, on several devices")
+    train.set_defaults(run=_train)
+    train.add_argument("config", metavar="CONFIG.yaml", help="see examples/train.yaml")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output directory")
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -63,6 +67,23 @@ def _verify(options: argparse.Namespace) -> int:
                 print(f"{row}{library.kernel_of(name, device):<9}{worst:<40}{'ok' if ok else 'WRONG'}", flush=True)
     print(f"{failed} of the lines above are wrong" if failed else "every operator agrees with float64")
     return 1 if failed else 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    try:
+        from vs_kernels.training.config import read_config
+
+        config = read_config(options.config)
+        from vs_kernels.training.run import train
+
+        print(f"selector: {train(config, options.resume)}")
+    except ImportError as error:
+        print(f"vs-kernels train: {error}; pip install 'vs_kernels[training]'", file=sys.stderr)
+        return 1
+    except (OSError, TypeError, ValueError) as error:
+        print(f"vs-kernels train: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
