@@ -11,19 +11,27 @@ from vs_kernels.selector import ImportanceScorer, VisionTokenSelector
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def save(selector: VisionTokenSelector, directory: str | Path) -> None:
+def save(selector: VisionTokenSelector, directory: str | Path, is_main_process: bool = True) -> None:
     """Write the selector into ``directory``; each file appears whole or not at all."""
     from safetensors.torch import save_file
 
+    tensors = {name: _whole(tensor).contiguous().cpu() for name, tensor in selector.state_dict().items()}
+    if not is_main_process:
+        return
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in selector.state_dict().items()}
     partial = directory / f"{WEIGHTS}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     os.replace(partial, directory / WEIGHTS)
     partial = directory / f"{CONFIG}.partial"
     partial.write_text(json.dumps(selector.config(), indent=2) + "\n")
     os.replace(partial, directory / CONFIG)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without its graph; all of it, where processes share it out among them, who must then all save."""
+    full = getattr(tensor, "full_tensor", None)
+    return (tensor if full is None else full()).detach()
 
 
 def load(directory_or_hub_id: str | Path) -> VisionTokenSelector:

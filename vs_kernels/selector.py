@@ -209,11 +209,15 @@ class VisionTokenSelector(nn.Module):
             "hard_share": self.hard_share,
         }
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``directory``, made if absent."""
+    def save_pretrained(self, directory: str | Path, is_main_process: bool = True) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``directory``, made if absent.
+
+        Args:
+            is_main_process: of several processes one writes. All of them call this where FSDP2 shares out the weights.
+        """
         from vs_kernels import checkpoints
 
-        checkpoints.save(self, directory)
+        checkpoints.save(self, directory, is_main_process)
 
     @classmethod
     def from_pretrained(cls, directory_or_hub_id: str | Path) -> "VisionTokenSelector":

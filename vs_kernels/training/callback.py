@@ -40,13 +40,11 @@ class CurriculumCallback(TrainerCallback):
             self._log.write(state.global_step, step_record(self.training, self.training.last_losses))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            checkpoint = self._directory / f"checkpoint-{state.global_step}"
-            self.training.selector.save_pretrained(checkpoint / "selector")
+        checkpoint = self._directory / f"checkpoint-{state.global_step}"
+        self.training.selector.save_pretrained(checkpoint / "selector", state.is_world_process_zero)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self.training.selector.save_pretrained(self._directory / "selector")
+        self.training.selector.save_pretrained(self._directory / "selector", state.is_world_process_zero)
         if self._log is not None:
             self._log.close()
             self._log = None
