@@ -1,5 +1,6 @@
 """``vs-kernels train`` on a few pictures, and what it says about wrong files."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -125,6 +126,20 @@ def test_the_shipped_configurations_can_be_read(name):
     config = read_config(EXAMPLES / name)
     assert config.schedules().at(0, 10).loss_weight == 0.1
     assert config.data == str(EXAMPLES / "data/conversations.jsonl")
+
+
+def test_the_plain_loop_of_the_examples(folder, monkeypatch):
+    import transformers
+
+    spec = importlib.util.spec_from_file_location("train_selector", EXAMPLES / "train_selector.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda name: Processor())
+    monkeypatch.setattr(example, "STEPS", 2)
+    monkeypatch.setattr(example, "BATCH", 2)
+    example.main(str(folder / "model"), str(folder / "data.jsonl"), str(folder / "plain"))
+    assert VisionTokenSelector.from_pretrained(folder / "plain").scorer.q_proj.weight.abs().max() > 1.5e-4
+    assert len((folder / "plain" / "training.jsonl").read_text().splitlines()) == 2
 
 
 def spoil(folder: Path, text: str) -> None:
