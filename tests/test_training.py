@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from vs_kernels import ImportanceScorer, VisionTokenSelector, reference
+from vs_kernels import ImportanceScorer, Selection, SelectionPlan, VisionTokenSelector, reference, topk_indices
 from vs_kernels.baselines import TokenNorm
 from vs_kernels.integrations.transformers import SelectorHandle, attach_selector
 from vs_kernels.selector import TRAIN_MODES
@@ -32,6 +32,7 @@ from vs_kernels.training import (
     step_record,
 )
 from vs_kernels.training.callback import CurriculumCallback
+from vs_kernels.training.module import score_function_loss
 
 IMAGE = ("image", 1, 4, 6)
 
@@ -172,7 +173,7 @@ def float64_gradient(model: PreTrainedModel, training: SelectorTraining, inputs:
         model.float()
 
 
-@pytest.mark.parametrize("train_mode", TRAIN_MODES)
+@pytest.mark.parametrize("train_mode", [mode for mode in TRAIN_MODES if mode != "score_function"])
 def test_the_gradient_through_the_frozen_model_is_that_of_a_float64_twin(model: PreTrainedModel, train_mode) -> None:
     selector = make_selector(train_mode)
     curriculum = Curriculum(scale=0.3, hard_share=0.4, temperature=0.7, loss_weight=0.5)
@@ -197,6 +198,66 @@ def test_the_soft_gradient_is_the_slope_of_the_loss(model: PreTrainedModel) -> N
             at += size
         losses.append(training(**batch())["loss"].item())
     assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(gradient.norm().item(), rel=0.02)
+
+
+def test_the_score_function_is_the_slope_of_the_expected_loss() -> None:
+    """Keeping 2 of 5 tokens costs what they cost; many rows draw, and the slope is known from many more draws."""
+    costs, rows = torch.tensor([1.0, -0.5, 0.2, 0.0, -1.0]), 20000
+    scores = torch.tensor([0.3, -0.2, 0.1, 0.0, 0.4])
+
+    class Toy(nn.Module):
+        """Scores that are parameters, the cost of what is kept as loss."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Parameter(scores.clone())
+            self.last_selection: dict[str, Any] = {}
+
+        def forward(self, labels: Tensor) -> Tensor:
+            plan = SelectionPlan.dense(rows, 5, k=2)
+            noisy = self.scores.detach() - torch.empty(rows, 5).exponential_().log()
+            indices = topk_indices(noisy, plan)
+            selection = Selection(indices, indices, self.scores.expand(rows, 5), None, None, plan)
+            self.last_selection = {"image": selection}
+            return costs[indices % 5].view(rows, 2).sum(1)
+
+        def row_losses(self, output: Tensor, labels: Tensor) -> Tensor:
+            return output
+
+        def token_rows(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+            return {"image": torch.arange(rows).repeat_interleave(5)}
+
+    toy = Toy()
+    toy.model = toy.forward
+    loss = score_function_loss(toy, 1.0, torch.zeros(rows), {})
+    (slope,) = torch.autograd.grad(loss, toy.scores)
+
+    def expected_loss(at: Tensor) -> float:
+        pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+        p = at.softmax(0)
+        return sum((p[i] * p[j] / (1 - p[i]) * (costs[i] + costs[j])).item() for i, j in pairs)
+
+    assert loss.item() == pytest.approx(expected_loss(scores), abs=0.02)
+    steps = 1e-2 * torch.eye(5)
+    expected = torch.tensor([(expected_loss(scores + step) - expected_loss(scores - step)) / 2e-2 for step in steps])
+    assert torch.cosine_similarity(slope, expected, dim=0) > 0.98
+
+
+def test_the_score_function_needs_noise(model: PreTrainedModel) -> None:
+    training = SelectorTraining(attach_selector(model, make_selector("score_function"), train=True), Curriculum())
+    with pytest.raises(ValueError, match="noise: got 0 in train_mode 'score_function'"):
+        training(**batch())
+
+
+def test_rows_have_their_own_losses(model: PreTrainedModel) -> None:
+    with attach_selector(model, make_selector(), train=True) as handle:
+        for mode in ("soft", "straight_through_gather"):
+            handle.selector.train_mode = mode
+            output = model(**batch())
+            rows = handle.row_losses(output, batch()["labels"])
+            assert rows.shape == (2,) and rows[0] != rows[1]
+            torch.testing.assert_close(rows.mean(), output.loss)
+        assert handle.token_rows(batch())["image"].tolist() == [0] * 24 + [1] * 24
 
 
 def test_mask_health() -> None:

@@ -7,17 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from vs_kernels.ops.checks import check_scale, check_share, check_temperature
+from vs_kernels.ops.gather_tokens import gather_tokens
 from vs_kernels.ops.importance_scores import importance_scores
 from vs_kernels.ops.select_tokens import select_tokens
 from vs_kernels.ops.soft_topk import soft_topk
 from vs_kernels.ops.straight_through_gather import straight_through_gather
 from vs_kernels.ops.straight_through_mask import straight_through_mask
 from vs_kernels.ops.topk_consistency_loss import topk_consistency_loss
+from vs_kernels.ops.topk_indices import topk_indices
 from vs_kernels.ops.topk_mask import topk_mask
 from vs_kernels.plan import SelectionPlan, check_budget
 from vs_kernels.selection import Selection
 
-TRAIN_MODES = ("soft", "blend", "straight_through_gather", "straight_through_mask")
+TRAIN_MODES = ("soft", "blend", "straight_through_gather", "straight_through_mask", "score_function")
 POOLS = ("image", "call")
 
 
@@ -68,7 +70,9 @@ class VisionTokenSelector(nn.Module):
     - ``"blend"``: all tokens stay, each times ``(1 - hard_share) * probability + hard_share * (1 if kept else 0)``;
     - ``"straight_through_gather"``: the others are dropped, as in inference, and the kept ones are multiplied by
       ``scale``; the gradient is the soft one;
-    - ``"straight_through_mask"``: the others stay, times ``dropped_scale``; the gradient is the soft one.
+    - ``"straight_through_mask"``: the others stay, times ``dropped_scale``; the gradient is the soft one;
+    - ``"score_function"``: the others are dropped; the tokens carry no gradient to the scores, which learn from the
+      losses of noisy selections in :class:`vs_kernels.training.SelectorTraining`.
 
     :class:`vs_kernels.training.Curriculum` moves the numbers of these modes while training goes on.
 
@@ -81,7 +85,7 @@ class VisionTokenSelector(nn.Module):
         dropped_scale: factor of dropped tokens in ``"straight_through_mask"``, >= 0; 0 upsets pre-norm models.
         scale: factor of kept tokens in ``"straight_through_gather"``, >= 0. Behind the RMSNorm of a pre-norm model
             the size of a token hardly matters at 1, so its gradient says little about its worth; 0.3 is better.
-        noise: the straight-through modes keep the tokens that rank highest with this much Gumbel noise on their
+        noise: the last three modes keep the tokens that rank highest with this much Gumbel noise on their
             scores, >= 0; the probabilities and the loss stay without noise.
         hard_share: of ``"blend"``, in [0, 1].
 
@@ -176,6 +180,10 @@ class VisionTokenSelector(nn.Module):
             kept, indices = straight_through_gather(
                 tokens, scores, plan, self.temperature, scale=self.scale, selection_scores=self._noisy(scores)
             )
+        elif self.train_mode == "score_function":
+            noisy = self._noisy(scores)
+            indices = topk_indices(scores if noisy is None else noisy, plan)
+            kept = gather_tokens(tokens, indices)
         else:
             kept = straight_through_mask(
                 tokens,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from vs_kernels.selection import Selection
@@ -20,6 +21,44 @@ class Handle(Protocol):
 
     @property
     def loss(self) -> Tensor | None: ...
+
+    def row_losses(self, output: Any, labels: Tensor) -> Tensor: ...
+
+    def token_rows(self, inputs: dict[str, Any]) -> dict[str, Tensor]: ...
+
+
+def score_function_loss(handle: Handle, noise: float, labels: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """The mean answer loss of two noisy selections, with the gradient of the score-function estimator (REINFORCE).
+
+    Two forwards and no backward through the model. Each draw is the baseline of the other: where one row of the batch
+    was answered better, the tokens that only that draw kept go up, and those that only the other one kept go down, by
+    half of the difference of the row's losses over the noise. (The score of a Gumbel Top-K draw is taken as its mask
+    less the soft Top-K, over the noise; between two draws the soft one cancels.)
+
+    Raises:
+        ValueError: the noise is 0, so that both draws are the same.
+    """
+    if not noise:
+        raise ValueError("noise: got 0 in train_mode 'score_function', expected a number > 0")
+    losses, draws = [], []
+    for _ in range(2):
+        output = handle.model(**inputs, labels=labels)
+        losses.append(handle.row_losses(output, labels).detach())
+        draws.append(handle.last_selection)
+    advantage = (losses[0] - losses[1]) / (2 * noise * len(losses[0]))
+    rows = handle.token_rows(inputs)
+    surrogate = torch.zeros((), device=advantage.device)
+    for modality, first in draws[0].items():
+        only_first = _kept_mask(first) - _kept_mask(draws[1][modality])
+        surrogate = surrogate + (first.scores.flatten() * only_first * advantage[rows[modality]]).sum()
+    return torch.stack(losses).mean() + surrogate - surrogate.detach()
+
+
+def _kept_mask(selection: Selection) -> Tensor:
+    """float32 [T], 1 where a token was kept."""
+    assert selection.indices is not None
+    mask = selection.scores.new_zeros(selection.plan.total_tokens)
+    return mask.index_fill_(0, selection.indices, 1.0)
 
 
 class SelectorTraining(nn.Module):
@@ -64,7 +103,10 @@ class SelectorTraining(nn.Module):
         if self.training and self.settings.budget is not None:
             self.handle.budget = self.settings.budget
         try:
-            answer_loss = self.model(**inputs, labels=labels).loss
+            if self.training and self.selector.train_mode == "score_function":
+                answer_loss = score_function_loss(self.handle, self.settings.noise, labels, inputs)
+            else:
+                answer_loss = self.model(**inputs, labels=labels).loss
         finally:
             self.handle.budget = own_budget
         losses = {"loss": answer_loss, "answer_loss": answer_loss.detach()}

@@ -24,5 +24,6 @@ RECIPES = {
     "soft": Recipe("soft", Curriculum()),
     "blend": Recipe("blend", Curriculum()),
     "gather": Recipe("straight_through_gather", Curriculum(scale=0.3, noise=EXPLORING), False),
+    "score_function": Recipe("score_function", Curriculum(noise=EXPLORING), False),
     "mask": Recipe("straight_through_mask", Curriculum(noise=EXPLORING), False),
 }

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Parameter, functional
 from transformers import PreTrainedModel
 
 from vs_kernels.baselines import Baseline
 from vs_kernels.integrations.transformers import calls
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt
 from vs_kernels.integrations.transformers.families import family_of
-from vs_kernels.integrations.transformers.prefill import select_inputs
+from vs_kernels.integrations.transformers.prefill import IGNORED_LABEL, select_inputs
 from vs_kernels.plan import check_budget
 from vs_kernels.selection import Selection
 from vs_kernels.selector import VisionTokenSelector
@@ -124,6 +124,25 @@ class SelectorHandle:
         """Sum of the selection losses of the last prefill, a scalar; None outside training and without pixels."""
         losses = [selection.loss for selection in self.last_selection.values() if selection.loss is not None]
         return torch.stack(losses).sum() if losses else None
+
+    def row_losses(self, output: Any, labels: Tensor) -> Tensor:
+        """float32 [B], the mean cross-entropy of every row's labels, from the ``output`` of the last prefill.
+
+        Args:
+            labels: int64 [B, L], of the full prompt.
+        """
+        if self.last_prompt is not None:
+            labels = self.last_prompt.take(labels, IGNORED_LABEL)
+        logits, targets = output.logits[:, :-1].float(), labels[:, 1:]
+        by_token = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        return by_token.sum(1) / (targets != IGNORED_LABEL).sum(1).clamp(min=1)
+
+    def token_rows(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """int64 [T] by modality, the row of the prompt that each visual token stands in."""
+        return {
+            modality: (inputs["input_ids"] == placeholder).nonzero()[:, 0]
+            for modality, placeholder in self._family.placeholders.items()
+        }
 
     def freeze(self) -> None:
         """Stop the gradients of the model's own parameters until :meth:`detach`."""

@@ -1,0 +1,109 @@
+"""Makes what is shipped: backbones, selectors, and the comparison of recipes. Each part goes on where it was left."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.quality import methods
+from bench.quality.answering import correct_answers, make_features
+from bench.quality.backbone import load_backbone, train_backbone
+from bench.quality.digits import TASKS
+from bench.quality.evaluate import recall
+from bench.quality.model import TEXT_WIDTH
+from bench.quality.recipes import BATCH, PHASES, SCORE_FUNCTION, STEPS, train_selector
+from bench.quality.shipped import SEEDS, SHIPPED_RECIPES, WEIGHTS, backbone_path, selector_path
+
+VALIDATION_SEED, TRAINING_SEED = 7, 11
+TRAINING_PICTURES, COMPARED_PICTURES = 2000, 500
+BACKBONES = {"digits": True, "digits_whole": False}  # name: whether it was trained with token dropout
+BACKBONE_STEPS = 1000
+COMPARISON = WEIGHTS / "comparison.jsonl"
+EVERY_RECIPE = (*PHASES, SCORE_FUNCTION)
+
+
+def train_backbones(console: Console) -> None:
+    WEIGHTS.mkdir(exist_ok=True)
+    for name, token_dropout in BACKBONES.items():
+        if not backbone_path(name).is_file():
+            train_backbone(TASKS[0], backbone_path(name), BACKBONE_STEPS, token_dropout, log=console.print)
+
+
+def train_selectors(console: Console) -> None:
+    for task in TASKS:
+        backbone = load_backbone(task, backbone_path(task.backbone))
+        features = None
+        for recipe in SHIPPED_RECIPES:
+            for seed in SEEDS:
+                path = selector_path(task.name, recipe, seed)
+                if path.is_dir():
+                    continue
+                if features is None:
+                    features = make_features(backbone, task, "train", TRAINING_PICTURES, TRAINING_SEED)
+                trained = train_selector(backbone, task, features, recipe, seed)
+                trained.selector.half().save_pretrained(path)
+                console.print(f"{path.name}: {trained.step_seconds * STEPS:.0f} s")
+
+
+def compare(console: Console) -> None:
+    """Every recipe on every task and backbone, all seeds: the same pictures and steps for all."""
+    done = set()
+    if COMPARISON.is_file():
+        records = [json.loads(line) for line in COMPARISON.read_text().splitlines()]
+        done = {(record["backbone"], record["task"], record["recipe"], record["seed"]) for record in records}
+    for name in BACKBONES:
+        for task in TASKS:
+            backbone = load_backbone(task, backbone_path(name))
+            training = make_features(backbone, task, "train", TRAINING_PICTURES, TRAINING_SEED)
+            validation = make_features(backbone, task, "validation", COMPARED_PICTURES, VALIDATION_SEED)
+            for seed in SEEDS:
+                for recipe in EVERY_RECIPE:
+                    if (name, task.name, recipe, seed) in done:
+                        continue
+                    trained = train_selector(backbone, task, training, recipe, seed)
+                    record = {
+                        "backbone": name, "task": task.name, "recipe": recipe, "seed": seed, "steps": STEPS,
+                        "batch": BATCH, "pictures": COMPARED_PICTURES, "step_seconds": trained.step_seconds,
+                    }  # fmt: skip
+                    for budget in (0.2, 0.1):
+                        indices = methods.learned(trained.selector)(validation, budget)
+                        tokens = validation.tokens.gather(1, indices[..., None].expand(-1, -1, TEXT_WIDTH))
+                        right = correct_answers(backbone, task.side, tokens, indices, validation.batch)
+                        record[f"accuracy@{budget}"] = right.mean().item()
+                        record[f"recall@{budget}"] = recall(validation.batch.relevant, indices)
+                    with COMPARISON.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+                    console.print(f"{name}, {task.name}, {recipe}, seed {seed}: {record['accuracy@0.2']:.3f}")
+    console.print(comparison_table(COMPARISON), markup=False)
+
+
+def comparison_table(path: Path) -> str:
+    """The table of docs/training.md: mean and standard deviation over the seeds, in Markdown."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [
+        "| backbone, task | recipe | seeds | recall at 0.2 | accuracy at 0.2 | at 0.1 | ms a step |",
+        "|" + "---|" * 7,
+    ]
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for record in records:
+        groups.setdefault((record["backbone"], record["task"], record["recipe"]), []).append(record)
+    for (backbone, task, recipe), group in groups.items():
+        cells = [_spread([record[name] for record in group]) for name in ("recall@0.2", "accuracy@0.2", "accuracy@0.1")]
+        step = statistics.median(record["step_seconds"] for record in group)
+        lines.append(f"| {backbone}, {task} | {recipe} | {len(group)} | {' | '.join(cells)} | {1000 * step:.0f} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+
+
+TRAINERS: dict[str, Callable[[Console], None]] = {
+    "backbones": train_backbones,
+    "selectors": train_selectors,
+    "comparison": compare,
+}
