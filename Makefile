@@ -7,8 +7,9 @@ INSTALLED := $(VENV)/installed
 
 .PHONY: demo test lint sanitize clean
 
-demo: $(INSTALLED)  ## prefill with and without selection, on a real photo
+demo: $(INSTALLED)  ## prefill with and without selection, on a real photo; what a trained selector keeps
 	$(VENV)/bin/python -m bench prefill
+	$(VENV)/bin/python -m bench quality --tasks tiles --pictures 200
 
 test: $(INSTALLED)  ## the whole test suite
 	$(VENV)/bin/python -m pytest

@@ -12,7 +12,7 @@ from bench.quality import digits, methods, shapes
 from bench.quality.answering import Answering, correct_answers, make_features
 from bench.quality.evaluate import recall
 from bench.quality.model import answer_logits, encode, encode_with_attention, small_model, to_pixel_values
-from bench.quality.recipes import PHASES, SCORE_FUNCTION, new_selector, train_selector
+from bench.quality.recipes import PHASES, new_selector, train_selector
 from bench.quality.shipped import shipped_backbone, shipped_selectors
 from bench.suites import quality
 from vs_kernels.integrations.transformers import attach_selector
@@ -112,7 +112,7 @@ def test_methods_keep_the_budget_and_the_oracle_what_matters():
     assert recall(features.batch.relevant, methods.random(0)(features, 0.1)) < 0.5
 
 
-@pytest.mark.parametrize("recipe", [*PHASES, SCORE_FUNCTION])
+@pytest.mark.parametrize("recipe", PHASES)
 def test_every_compared_recipe_trains(recipe):
     task, model = TASKS["shapes"], small_model(shapes.VOCABULARY).requires_grad_(False).eval()
     features = make_features(model, task, "train", 8, 0)

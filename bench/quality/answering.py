@@ -65,6 +65,14 @@ class Answering(nn.Module):
     def loss(self) -> Tensor | None:
         return self.last_selection["image"].loss
 
+    def row_losses(self, output: SimpleNamespace, labels: Tensor) -> Tensor:
+        by_word = F.cross_entropy(output.logits.transpose(1, 2), labels, reduction="none")
+        return by_word.sum(1) / (labels != IGNORED).sum(1)
+
+    def token_rows(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        batch, number, _ = inputs["tokens"].shape
+        return {"image": torch.arange(batch).repeat_interleave(number)}
+
     def forward(self, tokens: Tensor, prompt: Tensor, labels: Tensor) -> SimpleNamespace:
         batch, number, _ = tokens.shape
         rows = tokens.flatten(0, 1)

@@ -75,7 +75,11 @@ def failures(by_task: dict[str, Sequence[Row]], soft_accuracies: dict[str, float
                 f"{task}: seed {seed} keeps {recall:.3f} of the relevant tokens at 0.2, expected 0.9",
             )
 
-    clutter, tiles = by_task["clutter"], by_task["tiles"]
+    clutter, tiles, shapes = by_task["clutter"], by_task["tiles"], by_task["shapes"]
+    full = next(row for row in shapes if row.method == ALL).accuracy
+    for budget in (0.2, 0.1):
+        ratio = find(shapes, LEARNED, budget).accuracy / full
+        check(ratio >= 0.99, f"shapes at {budget}: {ratio:.3f} of the accuracy with all tokens, expected at least 0.99")
     recall = find(clutter, LEARNED, 0.2).recall or 0.0
     check(recall >= 0.98, f"clutter at 0.2: recall {recall:.3f}, expected at least 0.98")
     for rows, task, budget, share in (

@@ -8,32 +8,35 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.quality import methods
+from bench.quality import digits, methods, shapes
 from bench.quality.answering import correct_answers, make_features
 from bench.quality.backbone import load_backbone, train_backbone
-from bench.quality.digits import TASKS
 from bench.quality.evaluate import recall
 from bench.quality.model import TEXT_WIDTH
-from bench.quality.recipes import BATCH, PHASES, SCORE_FUNCTION, STEPS, train_selector
+from bench.quality.recipes import BATCH, PHASES, STEPS, train_selector
 from bench.quality.shipped import SEEDS, SHIPPED_RECIPES, WEIGHTS, backbone_path, selector_path
 
 VALIDATION_SEED, TRAINING_SEED = 7, 11
-TRAINING_PICTURES, COMPARED_PICTURES = 2000, 500
-BACKBONES = {"digits": True, "digits_whole": False}  # name: whether it was trained with token dropout
-BACKBONE_STEPS = 1000
+TRAINING_PICTURES, COMPARED_PICTURES = 1000, 500
+# By name: the task, steps, and whether they drop tokens.
+BACKBONES = {
+    "digits": (digits.TASKS[0], 1000, True),
+    "digits_whole": (digits.TASKS[0], 1000, False),
+    "shapes": (shapes.TASK, 800, True),
+}
+COMPARED_BACKBONES = ("digits", "digits_whole")
 COMPARISON = WEIGHTS / "comparison.jsonl"
-EVERY_RECIPE = (*PHASES, SCORE_FUNCTION)
 
 
 def train_backbones(console: Console) -> None:
     WEIGHTS.mkdir(exist_ok=True)
-    for name, token_dropout in BACKBONES.items():
+    for name, (task, steps, token_dropout) in BACKBONES.items():
         if not backbone_path(name).is_file():
-            train_backbone(TASKS[0], backbone_path(name), BACKBONE_STEPS, token_dropout, log=console.print)
+            train_backbone(task, backbone_path(name), steps, token_dropout, log=console.print)
 
 
 def train_selectors(console: Console) -> None:
-    for task in TASKS:
+    for task in (*digits.TASKS, shapes.TASK):
         backbone = load_backbone(task, backbone_path(task.backbone))
         features = None
         for recipe in SHIPPED_RECIPES:
@@ -54,29 +57,32 @@ def compare(console: Console) -> None:
     if COMPARISON.is_file():
         records = [json.loads(line) for line in COMPARISON.read_text().splitlines()]
         done = {(record["backbone"], record["task"], record["recipe"], record["seed"]) for record in records}
-    for name in BACKBONES:
-        for task in TASKS:
+    sets = {}
+    for name in COMPARED_BACKBONES:
+        for task in reversed(digits.TASKS):
             backbone = load_backbone(task, backbone_path(name))
             training = make_features(backbone, task, "train", TRAINING_PICTURES, TRAINING_SEED)
             validation = make_features(backbone, task, "validation", COMPARED_PICTURES, VALIDATION_SEED)
-            for seed in SEEDS:
-                for recipe in EVERY_RECIPE:
-                    if (name, task.name, recipe, seed) in done:
-                        continue
-                    trained = train_selector(backbone, task, training, recipe, seed)
-                    record = {
-                        "backbone": name, "task": task.name, "recipe": recipe, "seed": seed, "steps": STEPS,
-                        "batch": BATCH, "pictures": COMPARED_PICTURES, "step_seconds": trained.step_seconds,
-                    }  # fmt: skip
-                    for budget in (0.2, 0.1):
-                        indices = methods.learned(trained.selector)(validation, budget)
-                        tokens = validation.tokens.gather(1, indices[..., None].expand(-1, -1, TEXT_WIDTH))
-                        right = correct_answers(backbone, task.side, tokens, indices, validation.batch)
-                        record[f"accuracy@{budget}"] = right.mean().item()
-                        record[f"recall@{budget}"] = recall(validation.batch.relevant, indices)
-                    with COMPARISON.open("a") as file:
-                        file.write(json.dumps(record) + "\n")
-                    console.print(f"{name}, {task.name}, {recipe}, seed {seed}: {record['accuracy@0.2']:.3f}")
+            sets[name, task] = backbone, training, validation
+    for seed in SEEDS:
+        for (name, task), (backbone, training, validation) in sets.items():
+            for recipe in PHASES:
+                if (name, task.name, recipe, seed) in done:
+                    continue
+                trained = train_selector(backbone, task, training, recipe, seed)
+                record = {
+                    "backbone": name, "task": task.name, "recipe": recipe, "seed": seed, "steps": STEPS,
+                    "batch": BATCH, "pictures": COMPARED_PICTURES, "step_seconds": trained.step_seconds,
+                }  # fmt: skip
+                for budget in (0.2, 0.1):
+                    indices = methods.learned(trained.selector)(validation, budget)
+                    tokens = validation.tokens.gather(1, indices[..., None].expand(-1, -1, TEXT_WIDTH))
+                    right = correct_answers(backbone, task.side, tokens, indices, validation.batch)
+                    record[f"accuracy@{budget}"] = right.mean().item()
+                    record[f"recall@{budget}"] = recall(validation.batch.relevant, indices)
+                with COMPARISON.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                console.print(f"{name}, {task.name}, {recipe}, seed {seed}: {record['accuracy@0.2']:.3f}")
     console.print(comparison_table(COMPARISON), markup=False)
 
 
