@@ -138,8 +138,11 @@ def float64_gradient(model: PreTrainedModel, training: SelectorTraining, inputs:
     twin = copy.deepcopy(training.selector).double()
     selector, settings = training.selector, training.settings
 
-    def select(tokens: Tensor, lengths: list[int], budget: float | None) -> Any:
-        plan = selector.plan(lengths, budget)
+    class Twin(nn.Module):
+        def forward(self, tokens: Tensor, lengths: list[int], *, plan: SelectionPlan) -> Selection:
+            return select(tokens, plan)
+
+    def select(tokens: Tensor, plan: SelectionPlan) -> Selection:
         scores = reference.importance_scores(tokens, *twin.scorer.weights(), plan)
         probs = reference.soft_topk(scores, plan, settings.temperature)[0]
         mask = reference.topk_mask(scores.detach(), plan)
@@ -158,13 +161,16 @@ def float64_gradient(model: PreTrainedModel, training: SelectorTraining, inputs:
             indices = mask.nonzero().flatten()
             rows = rows[indices]
         return training.handle.last_selection["image"]._replace(
-            tokens=rows, indices=indices, scores=scores, loss=loss, plan=plan
+            tokens=rows, indices=indices, scores=scores.float(), loss=loss, plan=plan
         )
 
     handle = training.handle
     model.double()
     try:
-        handle.selector = select
+        handle.selector = Twin()
+        handle.selector.budget, handle.selector.pool = selector.budget, selector.pool
+        handle.selector.train_mode, handle.selector.hard_share = selector.train_mode, selector.hard_share
+        handle.selector.dropped_scale = selector.dropped_scale
         doubled = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
         loss = model(**doubled).loss + settings.loss_weight * handle.loss
         return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, [*twin.parameters()])])

@@ -8,6 +8,7 @@ import torch
 
 import vs_kernels
 from vs_kernels import library, verify
+from vs_kernels.evaluation import command
 from vs_kernels.ops.checks import TOKEN_DTYPES
 
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     train.set_defaults(run=_train)
     train.add_argument("config", metavar="CONFIG.yaml", help="see examples/train.yaml")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output directory")
+    command.add_to(commands)
     options = parser.parse_args(arguments)
     return options.run(options)
 

@@ -135,7 +135,14 @@ class VisionTokenSelector(nn.Module):
         budget = self.budget if budget is None else budget
         return SelectionPlan.from_budget([sum(lengths)] if self.pool == "call" else lengths, budget)
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, budget: float | None = None) -> Selection:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int] | None = None,
+        budget: float | None = None,
+        *,
+        plan: SelectionPlan | None = None,
+    ) -> Selection:
         """Select among the tokens of one or several images.
 
         Args:
@@ -143,6 +150,7 @@ class VisionTokenSelector(nn.Module):
             lengths: tokens per image, host integers that sum to T; without it [T, D] is one image and
                 [B, N, D] is B images.
             budget: another budget than the module's for this call.
+            plan: pools and kept tokens in place of those that lengths, budget and ``pool`` make.
 
         Raises:
             TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
@@ -155,7 +163,7 @@ class VisionTokenSelector(nn.Module):
             lengths = [tokens.shape[0]] if tokens.dim() == 2 else [tokens.shape[1]] * tokens.shape[0]
         elif tokens.dim() == 3:
             raise ValueError("lengths: got it with dense tokens [B, N, D], expected it only with packed tokens [T, D]")
-        plan = self.plan(lengths, budget)
+        plan = self.plan(lengths, budget) if plan is None else plan
         rows = tokens.flatten(0, -2)
         selection = self._train(rows, plan) if self.training else select_tokens(rows, *self.scorer.weights(), plan)
         if tokens.dim() == 2:
@@ -228,8 +236,15 @@ class VisionTokenSelector(nn.Module):
         checkpoints.save(self, directory, is_main_process)
 
     @classmethod
-    def from_pretrained(cls, directory_or_hub_id: str | Path) -> "VisionTokenSelector":
-        """The selector saved in a directory or in a repository of the Hugging Face hub, in eval mode on the CPU.
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> "VisionTokenSelector":
+        """The selector that was saved in a directory, a repository of the Hugging Face hub or a file.
+
+        Takes what :meth:`save_pretrained` writes; a full checkpoint in the published layout, of which only the shards
+        with the scorer are read, and whose scorer selects with the defaults of this class; and a file of the scorer's
+        four tensors, ``.safetensors`` or of ``torch.save``, with the prefixes that training tools leave.
+
+        Returns:
+            The selector in eval mode on the CPU, in the dtype it was saved in.
 
         Raises:
             FileNotFoundError: no such directory, or a file is missing in it.
@@ -237,7 +252,7 @@ class VisionTokenSelector(nn.Module):
         """
         from vs_kernels import checkpoints
 
-        return checkpoints.load(directory_or_hub_id)
+        return checkpoints.load(path_or_hub_id)
 
     def extra_repr(self) -> str:
         return f"budget={self.budget}, train_mode={self.train_mode!r}, pool={self.pool!r}"

@@ -56,7 +56,12 @@ class Baseline(nn.Module):
         return SelectionPlan.from_budget([sum(lengths)] if self.pool == "call" else lengths, shares)
 
     def forward(
-        self, tokens: Tensor, lengths: Sequence[int] | None = None, budget: float | Sequence[float] | None = None
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int] | None = None,
+        budget: float | Sequence[float] | None = None,
+        *,
+        plan: SelectionPlan | None = None,
     ) -> Selection:
         """Select among the tokens of one or several images; arguments as those of :class:`VisionTokenSelector`."""
         if not isinstance(tokens, Tensor) or tokens.dim() not in (2, 3):
@@ -68,7 +73,7 @@ class Baseline(nn.Module):
             lengths = [tokens.shape[0]] if tokens.dim() == 2 else [tokens.shape[1]] * tokens.shape[0]
         if sum(lengths) != (rows := tokens.flatten(0, -2)).shape[0]:
             raise ValueError(f"tokens: got {rows.shape[0]} rows, expected {sum(lengths)}, the sum of lengths")
-        selection = self.select(rows, self.plan(lengths, budget))
+        selection = self.select(rows, self.plan(lengths, budget) if plan is None else plan)
         return selection._replace(scores=selection.scores.view(tokens.shape[:-1]))
 
     def extra_repr(self) -> str:

@@ -81,14 +81,14 @@ def credit_correlation(
         assert indices is not None
         if not 3 <= tokens <= len(indices):
             raise ValueError(f"tokens: got {tokens}, expected from 3 to {len(indices)}, the tokens that were kept")
-        handle.selector = kept = _Kept(plan, indices, scale)
+        handle.selector = kept = _Kept(selector, plan, indices, scale)
         with torch.enable_grad():
             (grad,) = torch.autograd.grad(handle.model(**batch).loss, kept.rows)
         credit = (grad.float() * kept.rows.detach().float() / scale).sum(1)
         drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:tokens].tolist()
         worth = []
         for position in drawn:
-            handle.selector = _Kept(*_without(plan, indices, position))
+            handle.selector = _Kept(selector, *_without(plan, indices, position))
             with torch.no_grad():
                 worth.append(handle.model(**batch).loss - loss)
     finally:
@@ -100,13 +100,18 @@ def credit_correlation(
 class _Kept(nn.Module):
     """In the place of a selector: keeps the tokens that it is told to, as leaves of the graph."""
 
-    def __init__(self, plan: SelectionPlan, indices: Tensor, scale: float = 1.0):
+    def __init__(self, selector: Any, plan: SelectionPlan, indices: Tensor, scale: float = 1.0):
         super().__init__()
-        self.plan, self.indices, self.scale = plan, indices, scale
+        self.budget, self.pool = selector.budget, selector.pool
+        self.kept, self.indices, self.scale = plan, indices, scale
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int], budget: float | None) -> Selection:
+    def forward(
+        self, tokens: Tensor, lengths: Sequence[int], budget: float | None = None, *, plan: Any = None
+    ) -> Selection:
+        if len(tokens) != self.kept.total_tokens:
+            raise ValueError(f"batch: got {len(tokens)} tokens to choose among, expected {self.kept.total_tokens}, all")
         self.rows = (tokens.detach().index_select(0, self.indices) * self.scale).requires_grad_()
-        return Selection(self.rows, self.indices, tokens.new_zeros(len(tokens)), None, None, self.plan)
+        return Selection(self.rows, self.indices, tokens.new_zeros(len(tokens)), None, None, self.kept)
 
 
 def _without(plan: SelectionPlan, indices: Tensor, position: int) -> tuple[SelectionPlan, Tensor]:

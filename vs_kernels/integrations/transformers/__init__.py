@@ -18,5 +18,16 @@ if Version(transformers.__version__) < Version(MINIMUM_TRANSFORMERS):
 
 from vs_kernels.integrations.transformers.attach import SelectorHandle, attach_selector  # noqa: E402
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt  # noqa: E402
+from vs_kernels.integrations.transformers.encoder_attention import EncoderAttention  # noqa: E402
+from vs_kernels.integrations.transformers.families import Family, register_family  # noqa: E402
+from vs_kernels.integrations.transformers.request import ItemSelection  # noqa: E402
 
-__all__ = ["CompactPrompt", "SelectorHandle", "attach_selector"]
+__all__ = [
+    "CompactPrompt",
+    "EncoderAttention",
+    "Family",
+    "ItemSelection",
+    "SelectorHandle",
+    "attach_selector",
+    "register_family",
+]

@@ -14,6 +14,7 @@ from vs_kernels.integrations.transformers import calls
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt
 from vs_kernels.integrations.transformers.families import family_of
 from vs_kernels.integrations.transformers.prefill import IGNORED_LABEL, select_inputs
+from vs_kernels.integrations.transformers.request import ItemSelection, SelectionRequest, per_item
 from vs_kernels.plan import check_budget
 from vs_kernels.selection import Selection
 from vs_kernels.selector import VisionTokenSelector
@@ -39,13 +40,14 @@ def attach_selector(
       the left; ``handle.last_prompt.columns`` says which columns of the full prompt they are. Decoding steps on its
       cache go on as if it held the full prompt: they take the attention mask of the full prompt and all tokens
       after it, or none.
+    - Both take ``budget``, ``minimum``, ``scores`` and ``return_selection`` besides, for one call; docs/adapters.md.
     - ``mm_token_type_ids`` may be left out; ``attention_mask`` None means that nothing is padding. Nothing is selected
       from ``mm_encoder_outputs``, features of the caller.
     - ``selector.train()`` makes the selection differentiable, as its ``train_mode`` says. ``handle.loss`` is not
       added to the loss of the model.
 
     Args:
-        model: a Qwen2-VL or Qwen2.5-VL model for conditional generation.
+        model: for conditional generation, of a family that docs/adapters.md lists or :func:`register_family` adds.
         selector: a trained selector, or one of ``vs_kernels.baselines``; is moved to the device of the model, and does
             not become a part of it.
         budget: retention budget in (0, 1]; None: the selector's own.
@@ -56,7 +58,7 @@ def attach_selector(
         A handle. ``handle.detach()``, or the end of a ``with`` block over it, restores the model.
 
     Raises:
-        TypeError: a model of another class, or a baseline to train.
+        TypeError: a model of another class; the message lists those supported. Or a baseline to train.
         ValueError: the scorer reads tokens of another width, the budget is outside (0, 1], or the model has a
             selector already.
     """
@@ -88,6 +90,7 @@ class SelectorHandle:
         last_selection: what the last prefill selected, by modality, ``"image"`` and ``"video"``; empty after one
             without pixels. In training it holds the graph until the next prefill.
         last_prompt: the compact prompt of the last prefill; None after one that dropped nothing.
+        family: how the model encodes, marks and places visual tokens.
         model_forward, model_generate: the methods that are overridden.
     """
 
@@ -97,11 +100,12 @@ class SelectorHandle:
         self.budget = budget
         self.last_selection: dict[str, Selection] = {}
         self.last_prompt: CompactPrompt | None = None
+        self._lengths: dict[str, list[int]] = {}
         originals = {name: getattr(model, name) for name in OVERRIDES}
         self.model_forward: Callable[..., Any] = originals["forward"]
         self.model_generate: Callable[..., Any] = originals["generate"]
-        self._family = family_of(model)
-        self._rope_deltas = self._family.rope_deltas
+        self.family = family_of(model)
+        self._rope_deltas = self.family.rope_deltas
         self._frozen: list[Parameter] = []
         # Other tools, such as accelerate, also put a forward on the instance.
         self._replaced = {name: vars(model)[name] for name in OVERRIDES if name in vars(model)}
@@ -141,7 +145,7 @@ class SelectorHandle:
         """int64 [T] by modality, the row of the prompt that each visual token stands in."""
         return {
             modality: (inputs["input_ids"] == placeholder).nonzero()[:, 0]
-            for modality, placeholder in self._family.placeholders.items()
+            for modality, placeholder in self.family.placeholders.items()
         }
 
     def freeze(self) -> None:
@@ -157,22 +161,36 @@ class SelectorHandle:
             delattr(self.model, name)
         for name, method in self._replaced.items():
             setattr(self.model, name, method)
-        self._family.rope_deltas = self._rope_deltas
+        self.family.rope_deltas = self._rope_deltas
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
     def selects_from(self, inputs: dict[str, Any]) -> bool:
         """Whether arguments of ``forward`` have pixels."""
-        return any(inputs.get(name) is not None for name in self._family.pixels)
+        return any(inputs.get(name) is not None for name in self.family.pixels.values())
 
-    def select(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def select(self, inputs: dict[str, Any], request: SelectionRequest) -> dict[str, Any]:
         """Arguments of ``forward`` after selection, from arguments with pixels; notes what was selected."""
-        inputs, self.last_selection, self.last_prompt = select_inputs(self._family, self.selector, self.budget, inputs)
+        inputs, self.last_selection, self._lengths, self.last_prompt = select_inputs(
+            self.family, self.selector, request, inputs
+        )
         return inputs
+
+    def pack(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of ``forward`` with features in the containers that the model reads."""
+        features = inputs.get("mm_encoder_outputs")
+        if not isinstance(features, dict):
+            return inputs
+        packed = {modality: self.family.pack(modality, output) for modality, output in features.items()}
+        return inputs | {"mm_encoder_outputs": packed}
+
+    def selected(self) -> dict[str, list[ItemSelection]]:
+        """What the last prefill kept of every image, tile or video, by modality; empty after one without pixels."""
+        return {name: per_item(selection, self._lengths[name]) for name, selection in self.last_selection.items()}
 
     def forget(self) -> None:
         """Note that the last prefill had nothing to select from."""
-        self.last_selection, self.last_prompt = {}, None
+        self.last_selection, self._lengths, self.last_prompt = {}, {}, None
 
 
 def _handle_of(model: PreTrainedModel) -> SelectorHandle | None:

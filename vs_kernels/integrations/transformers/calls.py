@@ -13,6 +13,7 @@ from transformers import Cache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt
+from vs_kernels.integrations.transformers.request import SelectionRequest
 
 if TYPE_CHECKING:
     from vs_kernels.integrations.transformers.attach import SelectorHandle
@@ -26,23 +27,31 @@ CACHE, OTHER_CACHE = ("cache", "past_key_values")[:: 1 if Version(transformers._
 def forward(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
     """``model.forward``: select in a prefill with pixels; let decoding steps after it speak of the full prompt."""
     inputs = _by_name(handle.model_forward, args, kwargs)
+    request = SelectionRequest.take_from(inputs, handle.budget)
     cache = inputs.get(CACHE)
     if handle.selects_from(inputs):
-        output = handle.model_forward(**handle.select(inputs))
+        output = handle.model_forward(**handle.pack(handle.select(inputs, request)))
         values = output if isinstance(output, tuple) else output.to_tuple()
         _remember(next((value for value in values if isinstance(value, Cache)), None), handle.last_prompt)
-        return output
-    if cache is None and inputs.get("mm_encoder_outputs") is None:
-        handle.forget()
-    prompt = _recall(cache)
-    if cache is not None and prompt is not None:
-        inputs = prompt.decoding_inputs(inputs, int(cache.get_seq_length()))
-    return handle.model_forward(**inputs)
+    else:
+        if cache is None and inputs.get("mm_encoder_outputs") is None:
+            handle.forget()
+        prompt = _recall(cache)
+        if cache is not None and prompt is not None:
+            inputs = prompt.decoding_inputs(inputs, int(cache.get_seq_length()))
+        output = handle.model_forward(**handle.pack(inputs))
+    return (output, handle.selected()) if request.return_selection else output
 
 
 def generate(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
     """``model.generate``: select once, generate from the compact prompt, return sequences with the full one."""
     inputs = _by_name(handle.model_generate, args, kwargs)
+    request = SelectionRequest.take_from(inputs, handle.budget)
+    result = _generate(handle, request, inputs)
+    return (result, handle.selected()) if request.return_selection else result
+
+
+def _generate(handle: "SelectorHandle", request: SelectionRequest, inputs: dict[str, Any]) -> Any:
     cache = inputs.get(CACHE)
     if _recall(cache) is not None:
         raise ValueError(
@@ -56,7 +65,7 @@ def generate(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
     if inputs.get("inputs") is not None:
         inputs = dict(input_ids=inputs.pop("inputs"), **inputs)
     with torch.no_grad():
-        selected = handle.select(inputs)
+        selected = handle.select(inputs, request)
     prompt = handle.last_prompt
     if prompt is None:
         return handle.model_generate(**selected)
@@ -74,7 +83,7 @@ def generate(handle: "SelectorHandle", /, *args: Any, **kwargs: Any) -> Any:
     if isinstance(result, Tensor):
         _remember(cache, prompt)
         return restore(result)
-    _remember(result[CACHE], prompt)
+    _remember(result.get(CACHE), prompt)
     result.sequences = restore(result.sequences)
     return result
 

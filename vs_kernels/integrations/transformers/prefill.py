@@ -5,9 +5,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vs_kernels.baselines import Baseline
+from vs_kernels.baselines import Baseline, select_by_scores
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt, KeptTokens
-from vs_kernels.integrations.transformers.families import QwenVL
+from vs_kernels.integrations.transformers.families import Family
+from vs_kernels.integrations.transformers.fixed_tokens import FixedTokens
+from vs_kernels.integrations.transformers.request import SelectionRequest
+from vs_kernels.ops.topk_indices import topk_indices
+from vs_kernels.ops.topk_mask import topk_mask
 from vs_kernels.plan import SelectionPlan
 from vs_kernels.selection import Selection
 from vs_kernels.selector import VisionTokenSelector
@@ -24,16 +28,18 @@ class Prefill(NamedTuple):
     Attributes:
         inputs: arguments of ``forward`` with features in place of pixels, in full or compact columns.
         selections: by modality.
+        lengths: by modality, tokens of every image, tile or video.
         prompt: the compact prompt; None where nothing was dropped and the columns are those of the full one.
     """
 
     inputs: dict[str, Any]
     selections: dict[str, Selection]
+    lengths: dict[str, list[int]]
     prompt: CompactPrompt | None
 
 
 def select_inputs(
-    family: QwenVL, selector: VisionTokenSelector | Baseline, budget: float | None, inputs: dict[str, Any]
+    family: Family, selector: VisionTokenSelector | Baseline, request: SelectionRequest, inputs: dict[str, Any]
 ) -> Prefill:
     """Encode the pixels in ``inputs``, select, and drop the placeholders of what was dropped.
 
@@ -44,46 +50,88 @@ def select_inputs(
         ValueError: arguments that do not go together, or that cannot follow a prompt that shrinks.
     """
     _check_prompt(inputs)
-    if inputs.get("mm_token_type_ids") is None:
-        inputs = inputs | {"mm_token_type_ids": family.token_types(inputs["input_ids"])}
-    selections, features, kept = {}, {}, []
+    inputs = family.prepare(inputs)
+    selections, features, lengths, kept = {}, {}, {}, []
     for modality, output in family.encode(inputs).items():
         items = family.tokens(output)
-        lengths = [len(item) for item in items]
-        selection = selector(torch.cat(items), lengths, budget)
-        ks = _kept_per_item(selection, lengths)
+        lengths[modality] = of_items = [len(item) for item in items]
+        selection = _select(family, selector, request, modality, items, inputs)
+        ks = _kept_per_item(selection, of_items)
         selections[modality] = selection
-        features[modality] = family.replace_tokens(output, list(selection.tokens.split(ks)))
-        kept.append(KeptTokens(family.placeholders[modality], lengths, ks, selection.indices))
+        tokens, scale = list(selection.tokens.split(ks)), _scale_of_dropped(selection, selector)
+        features[modality] = family.replace_tokens(output, tokens, selection.indices, scale)
+        kept.append(KeptTokens(family.placeholders[modality], of_items, ks, selection.indices))
 
     prompt = None
-    replaced = family.pixels
+    replaced = (*family.pixels.values(), *family.encoder_arguments)
     if any(tokens.ks != tokens.lengths for tokens in kept):
         inputs, prompt = _compact(family, inputs, kept)
         replaced += family.position_sources
     inputs = {name: value for name, value in inputs.items() if name not in replaced}
-    return Prefill(inputs | {"mm_encoder_outputs": features}, selections, prompt)
+    return Prefill(inputs | {"mm_encoder_outputs": features}, selections, lengths, prompt)
 
 
-def _compact(family: QwenVL, inputs: dict[str, Any], kept: list[KeptTokens]) -> tuple[dict[str, Any], CompactPrompt]:
+def _select(
+    family: Family,
+    selector: VisionTokenSelector | Baseline,
+    request: SelectionRequest,
+    modality: str,
+    items: list[Tensor],
+    inputs: dict[str, Any],
+) -> Selection:
+    """The selection among the tokens of one modality, of which those that always stay are a part."""
+    lengths, tokens = [len(item) for item in items], torch.cat(items)
+    fixed = FixedTokens.of(tokens, lengths, family.always_kept(tokens))
+    free_lengths = lengths if fixed is None else fixed.free_lengths
+    placeholders = inputs["input_ids"] == family.placeholders[modality]
+    plan = request.plan(selector, modality, free_lengths, lambda: _rows_of(lengths, placeholders))
+    free = tokens if fixed is None else tokens[fixed.free]
+    scores = request.scores_of(modality, len(tokens))
+    if scores is None:
+        selection = selector(free, free_lengths, plan=plan)
+    else:
+        scores = scores.to(tokens.device, torch.float32)
+        selection = select_by_scores(free, scores if fixed is None else scores[fixed.free], plan)
+    if selector.pool == "call" and request.minimum > 1:
+        selection = _with_minimum(selection, free, free_lengths, request.minimum)
+    return selection if fixed is None else fixed.join(selection, tokens)
+
+
+def _with_minimum(selection: Selection, tokens: Tensor, lengths: list[int], minimum: int) -> Selection:
+    """The selection in one pool of several images, with at least ``minimum`` tokens of every image."""
+    if selection.loss is not None:
+        raise ValueError(f"minimum: got {minimum} with pool='call' in training, expected 1 or pool='image'")
+    floor = SelectionPlan(lengths, [min(minimum, length) for length in lengths])
+    scores = selection.scores.index_fill(0, topk_indices(selection.scores, floor), torch.inf)
+    plan = SelectionPlan([sum(lengths)], [max(selection.plan.total_kept, floor.total_kept)])
+    return select_by_scores(tokens, scores, plan)._replace(scores=selection.scores)
+
+
+def _compact(family: Family, inputs: dict[str, Any], kept: list[KeptTokens]) -> tuple[dict[str, Any], CompactPrompt]:
     _check_compactable(inputs)
     input_ids = inputs["input_ids"]
     text_positions, positions = None, inputs.get("position_ids")
     if positions is None:
         positions = family.positions(inputs)
     else:
+        family.check_positions(inputs)
         positions = (positions[None] if positions.dim() == 2 else positions).expand(-1, *input_ids.shape)
         if len(positions) == 4:
             text_positions, positions = positions[0], positions[1:]
-    prompt = CompactPrompt(input_ids, inputs.get("attention_mask"), positions, kept, text_positions)
+    mask = inputs.get("attention_mask")
+    if mask is None and family.needs_mask:
+        mask = torch.ones_like(input_ids)
+    prompt = CompactPrompt(input_ids, mask, positions, kept, text_positions)
     family.rope_deltas = prompt.rope_deltas
     inputs = inputs | {
         "input_ids": prompt.take(input_ids, family.pad_token_id),
         "attention_mask": prompt.attention_mask,
-        "position_ids": prompt.position_ids,
+        "position_ids": family.language_model_positions(prompt.position_ids),
     }
-    if inputs.get("labels") is not None:
-        inputs["labels"] = prompt.take(inputs["labels"], IGNORED_LABEL)
+    columns = dict.fromkeys(family.column_arguments, 0) | {"labels": IGNORED_LABEL}
+    for name, padding in columns.items():
+        if inputs.get(name) is not None:
+            inputs[name] = prompt.take(inputs[name], padding)
     return inputs, prompt
 
 
@@ -96,6 +144,29 @@ def _kept_per_item(selection: Selection, lengths: list[int]) -> list[int]:
     # In a pool of several items only the device knows where the kept tokens are.
     bounds = SelectionPlan(lengths, lengths).cu_lengths(selection.indices.device)
     return torch.searchsorted(selection.indices, bounds).diff().tolist()
+
+
+def _scale_of_dropped(selection: Selection, selector: VisionTokenSelector | Baseline) -> Tensor | None:
+    """[T, 1], what a train mode that drops nothing multiplies features by; None where it drops tokens."""
+    if selection.indices is not None or isinstance(selector, Baseline):
+        return None
+    kept = topk_mask(selection.scores.detach(), selection.plan)
+    if selection.probs is not None:
+        hard_share = selector.hard_share if selector.train_mode == "blend" else 0.0
+        return torch.lerp(selection.probs, kept.to(selection.probs.dtype), hard_share)[:, None]
+    return torch.where(kept, 1.0, selector.dropped_scale)[:, None]
+
+
+def _rows_of(lengths: list[int], placeholders: Tensor) -> list[int]:
+    """The row of the batch that every image or video is in, by the placeholders, bool [B, L]."""
+    ends = placeholders.sum(1).cumsum(0).tolist()
+    rows, row, seen = [], 0, 0
+    for length in lengths:
+        seen += length
+        while row < len(ends) - 1 and ends[row] < seen:
+            row += 1
+        rows.append(row)
+    return rows
 
 
 def _check_prompt(inputs: dict[str, Any]) -> None:
