@@ -358,13 +358,13 @@ class Batches(Dataset):
         return batch(seed=index, rows=1)
 
 
-def run_trainer(directory: Path, resume: bool = False, stop_after: int | None = None) -> SelectorHandle:
+def run_trainer(directory: Path, resume: bool = False, stop_after: int | None = None, **options: Any) -> SelectorHandle:
     torch.manual_seed(0)
     training = make_training(qwen2_5_vl())
     arguments = TrainingArguments(
         str(directory), max_steps=6, save_steps=2, logging_steps=1, per_device_train_batch_size=2, learning_rate=1e-3,
         gradient_accumulation_steps=2, report_to="none", remove_unused_columns=False, use_cpu=True, disable_tqdm=True,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=False, **options,
     )  # fmt: skip
 
     def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -395,6 +395,16 @@ def test_trainer_resumes_to_the_last_bit_and_saves_the_selector(tmp_path: Path) 
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert [record["loss_weight"] for record in records] == pytest.approx([0.1, 0.48, 0.86, 1.24, 1.62, 2.0])
     assert records[0].keys() > {"loss", "answer_loss", "consistency_loss", "temperature", "sharpness", "score_spread"}
+
+
+def test_trainer_with_bfloat16_and_gradient_checkpointing(tmp_path: Path) -> None:
+    exact = run_trainer(tmp_path / "exact").selector
+    options = {"bf16": True, "gradient_checkpointing": True}
+    mixed = run_trainer(tmp_path / "mixed", **options, gradient_checkpointing_kwargs={"use_reentrant": False}).selector
+    start = make_selector("straight_through_gather").scorer.q_proj.weight
+    moves = [(selector.scorer.q_proj.weight - start).detach().flatten() for selector in (exact, mixed)]
+    assert moves[1].abs().max() > 1e-4 and not torch.equal(*moves)
+    assert torch.cosine_similarity(*moves, dim=0) > 0.8
 
 
 def test_logs_go_to_tensorboard_too(tmp_path: Path, model: PreTrainedModel) -> None:

@@ -122,8 +122,8 @@ class SelectorTraining(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         return self.selector.load_state_dict(state_dict, strict, assign)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(self, *arguments: Any, **options: Any) -> None:
+        self.model.gradient_checkpointing_enable(*arguments, **options)
 
     def gradient_checkpointing_disable(self) -> None:
         self.model.gradient_checkpointing_disable()
