@@ -89,13 +89,13 @@ def test_a_backbone_resumes_to_the_last_bit(tmp_path, monkeypatch):
         raise Killed
 
     task = TASKS["shapes"]
-    backbones.train_backbone(task, tmp_path / "whole.safetensors", 6, True, log=lambda _: None)
+    backbones.train_backbone(task, tmp_path / "whole.safetensors", 6, log=lambda _: None)
     with pytest.raises(Killed):
-        backbones.train_backbone(task, tmp_path / "parts.safetensors", 6, True, log=kill)
+        backbones.train_backbone(task, tmp_path / "parts.safetensors", 6, log=kill)
     assert (tmp_path / "parts.unfinished").is_file()
     with pytest.raises(ValueError, match="of 6 steps with seed 0, expected 8, 0"):
-        backbones.train_backbone(task, tmp_path / "parts.safetensors", 8, True)
-    backbones.train_backbone(task, tmp_path / "parts.safetensors", 6, True, log=lambda _: None)
+        backbones.train_backbone(task, tmp_path / "parts.safetensors", 8)
+    backbones.train_backbone(task, tmp_path / "parts.safetensors", 6, log=lambda _: None)
     assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "parts.safetensors").read_bytes()
     assert not (tmp_path / "parts.unfinished").exists()
 

@@ -23,14 +23,17 @@ DROPPING = 0.7  # share of the later steps in which it reads a random part of th
 
 
 def train_backbone(
-    task: Task, path: Path, steps: int, token_dropout: bool, seed: int = 0, log: Callable[..., None] = print
+    task: Task, path: Path, steps: int, stop: int | None = None, seed: int = 0, log: Callable[..., None] = print
 ) -> None:
     """Train a model and write it to ``path``; what is unfinished lies beside it and is taken up again.
 
     First the vision encoder learns to name what every visual token shows. Then the whole model learns to answer, with
-    a few tokens more than the relevant ones, and at last with whole pictures, or with ``token_dropout`` mostly a random
-    part of them, half of the time with all the relevant tokens: a language model that never met a short visual
-    sequence is lost with one, whatever was selected.
+    a few tokens more than the relevant ones, and at last with whole pictures, or mostly a random part of them, half of
+    the time with all the relevant tokens: a language model that never met a visual sequence without its evidence is
+    lost with one.
+
+    Args:
+        stop: end after so many of the ``steps``.
     """
     torch.manual_seed(seed)
     model = small_model(task.vocabulary, seed)
@@ -46,13 +49,14 @@ def train_backbone(
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     losses: list[float] = []
-    for step in range(first, steps):
+    stop = steps if stop is None else stop
+    for step in range(first, stop):
         random = np.random.default_rng([seed, step])
         batch = task.training_batch(random, BATCH)
         tokens = encode(model, batch.pictures)
         loss = _naming_loss(model, tokens, batch)
         if step / steps >= NAMING:
-            loss = _answer_loss(model, task, tokens, batch, random, step / steps, token_dropout) + 0.1 * loss
+            loss = _answer_loss(model, task, tokens, batch, random, step / steps) + 0.1 * loss
         rate = min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
         optimizer.zero_grad()
@@ -60,7 +64,7 @@ def train_backbone(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-        if (step + 1) % SAVE_EVERY == 0 and step + 1 < steps:
+        if (step + 1) % SAVE_EVERY == 0 and step + 1 < stop:
             _replace(unfinished, lambda file, done=step + 1: torch.save(
                 {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "steps": steps,
                  "seed": seed}, file
@@ -86,11 +90,10 @@ def _answer_loss(
     batch: Batch,
     random: np.random.Generator,
     progress: float,
-    token_dropout: bool,
 ) -> Tensor:
     reading = progress < READING
     indices = None
-    if reading or (token_dropout and random.random() < DROPPING):
+    if reading or random.random() < DROPPING:
         share = random.uniform(0.05, 0.2 if reading else 1.0)
         rank = torch.from_numpy(random.random(batch.relevant.shape))
         if reading or random.random() < 0.5:

@@ -22,10 +22,10 @@ COLORS = {
 def draw_accuracy(path: Path, titles: Mapping[str, str], by_task: Mapping[str, Sequence[Row]], notes: str) -> None:
     """Write the chart: a panel for every task, a line for every method, less is kept the further to the right."""
     with matplotlib.rc_context(STYLE):
-        width = 5.4 * len(by_task)
+        width = 5.4 * len(by_task) + 0.4
         figure = Figure(figsize=(width, 5.6), dpi=150)
         panels = figure.subplots(1, len(by_task), squeeze=False, sharey=True)[0]
-        figure.subplots_adjust(0.55 / width, 0.13, 1 - 1.75 / width, 0.76, wspace=0.08)
+        figure.subplots_adjust(0.55 / width, 0.13, 1 - 2.1 / width, 0.76, wspace=0.08)
         for axes, (task, rows) in zip(panels, by_task.items(), strict=True):
             full = next(row for row in rows if row.method == ALL)
             axes.axhline(full.accuracy, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
@@ -63,11 +63,11 @@ def draw_contact_sheet(
     """Write pictures side by side, and below each what every method keeps of it; relevant tokens are framed."""
     number, side = len(pictures), int(relevant.shape[1] ** 0.5)
     rows = {"the picture": None, **kept}
-    width, height = 2.1 * number + 1.5, 2.1 * len(rows) + 1.1
+    width, height = 2.1 * number + 1.9, 2.1 * len(rows) + 1.1
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=110)
         panels = figure.subplots(len(rows), number, squeeze=False)
-        figure.subplots_adjust(1.45 / width, 0.3 / height, 0.995, 1 - 0.7 / height, wspace=0.03, hspace=0.03)
+        figure.subplots_adjust(1.85 / width, 0.3 / height, 0.995, 1 - 0.7 / height, wspace=0.03, hspace=0.03)
         for line, (name, masks) in zip(panels, rows.items(), strict=True):
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8, color=INK)
             for axes, index in zip(line, range(number), strict=True):

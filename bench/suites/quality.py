@@ -18,7 +18,7 @@ PROGRAM = "python -m bench quality"
 RECORDS, SUMMARY, CHART, SHEET = "rows.jsonl", "summary.json", "accuracy.png", "contact_sheet.png"
 VALIDATION_SEED = 7
 SHOWN_BUDGET, SHOWN_PICTURES = 0.1, 6
-SHOWN = ("learned", "attention received", "DivPrune")
+SHOWN = ("learned", "token norm", "attention received", "DivPrune")
 STEP_ROUNDS, STEPS_A_ROUND = 3, 6
 
 
