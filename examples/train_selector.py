@@ -16,7 +16,8 @@ from vs_kernels.integrations.transformers import attach_selector
 from vs_kernels.training import RECIPES, SelectorTraining, TrainingLog, load_training, save_training, step_record
 from vs_kernels.training.data import Collator, Conversations
 
-STEPS, BATCH, RECIPE, DEVICE = 1000, 8, RECIPES["gather"], "cuda" if torch.cuda.is_available() else "cpu"
+STEPS, BATCH, RECIPE = 1000, 8, RECIPES["score_function"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(name: str, conversations: str, output: str) -> None:

@@ -13,7 +13,7 @@ from bench.quality.answering import Answering, correct_answers, make_features
 from bench.quality.evaluate import recall
 from bench.quality.model import answer_logits, encode, encode_with_attention, small_model, to_pixel_values
 from bench.quality.recipes import PHASES, new_selector, train_selector
-from bench.quality.shipped import shipped_backbone, shipped_selectors
+from bench.quality.shipped import DEFAULT, shipped_backbone, shipped_selectors
 from bench.suites import quality
 from vs_kernels.integrations.transformers import attach_selector
 
@@ -133,14 +133,14 @@ def test_a_random_scorer_learns_to_keep_the_digits_that_count():
         return recall(validation.batch.relevant, methods.learned(selector)(validation, 0.2))
 
     assert kept(new_selector(128, 0)) < 0.5
-    assert kept(train_selector(model, task, training, "gather", seed=0, steps=60).selector) >= 0.9
+    assert kept(train_selector(model, task, training, DEFAULT, seed=0, steps=60).selector) >= 0.9
 
 
 def test_the_shipped_selectors_are_those_that_the_docs_speak_of():
     for task in digits.TASKS:
         model = shipped_backbone(task)
         features = make_features(model, task, "validation", 50, 5)
-        indices = methods.learned(shipped_selectors(task, "gather")[0])(features, 0.1)
+        indices = methods.learned(shipped_selectors(task, DEFAULT)[0])(features, 0.1)
         tokens = features.tokens.gather(1, indices[..., None].expand(-1, -1, 128))
         right = correct_answers(model, task.side, tokens, indices, features.batch)
         assert right.mean() > 0.8

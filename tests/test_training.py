@@ -250,9 +250,9 @@ def test_the_score_function_is_the_slope_of_the_expected_loss() -> None:
 
 
 def test_the_score_function_needs_noise(model: PreTrainedModel) -> None:
-    training = SelectorTraining(attach_selector(model, make_selector("score_function"), train=True), Curriculum())
-    with pytest.raises(ValueError, match="noise: got 0 in train_mode 'score_function'"):
-        training(**batch())
+    handle = attach_selector(model, make_selector("score_function"), train=True)
+    with pytest.raises(ValueError, match="noise: got a curriculum with 0 for train_mode 'score_function'"):
+        SelectorTraining(handle, Curriculum(noise=Schedule(1.0, 0.0)))
 
 
 def test_rows_have_their_own_losses(model: PreTrainedModel) -> None:

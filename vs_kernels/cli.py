@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         choices=devices(),
         help="only this device; may be repeated",
     )
-    train = commands.add_parser("train", help="a selector, as a YAML file says; under torchrun, on several devices")
+    train = commands.add_parser("train", help="a selector, as a YAML file says")
     train.set_defaults(run=_train)
     train.add_argument("config", metavar="CONFIG.yaml", help="see examples/train.yaml")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output directory")

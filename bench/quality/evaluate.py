@@ -45,12 +45,19 @@ def evaluate(
     features: Features,
     methods: Mapping[str, Sequence[Method]],
     budgets: Sequence[float] = BUDGETS,
+    at: Mapping[str, Sequence[float]] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a task: all tokens, every method, each with one function a seed, and downsampling."""
+    """The rows of a task: all tokens, every method, each with one function a seed, and downsampling.
+
+    Args:
+        at: by method, the only budgets to evaluate it at.
+    """
     shares = correct_answers(backbone, task.side, features.tokens, None, features.batch)
     yield _row(task, ALL, 1.0, features.tokens.shape[1], [shares], [None])
     for budget in budgets:
         for name, functions in methods.items():
+            if at is not None and budget not in at.get(name, budgets):
+                continue
             outcomes, recalls = [], []
             for choose in functions:
                 indices = choose(features, budget)

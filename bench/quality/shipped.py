@@ -10,7 +10,8 @@ from vs_kernels import VisionTokenSelector
 
 WEIGHTS = Path(__file__).parent / "weights"
 SEEDS = (0, 1, 2, 3, 4)
-SHIPPED_RECIPES = ("gather", "soft")
+DEFAULT = "score function"
+SHIPPED_RECIPES = (DEFAULT, "soft")
 
 
 def backbone_path(name: str) -> Path:
@@ -18,7 +19,7 @@ def backbone_path(name: str) -> Path:
 
 
 def selector_path(task: str, recipe: str, seed: int) -> Path:
-    return WEIGHTS / "selectors" / f"{task}-{recipe}-{seed}"
+    return WEIGHTS / "selectors" / f"{task}-{recipe.replace(' ', '_')}-{seed}"
 
 
 def shipped_backbone(task: Task) -> nn.Module:

@@ -16,7 +16,7 @@ class StepTimes(NamedTuple):
     """Process seconds of a training step, medians of interleaved rounds."""
 
     soft: float
-    gather: float
+    default: float
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
@@ -35,7 +35,10 @@ def table(title: str, rows: Sequence[Row]) -> Table:
     for method in dict.fromkeys(row.method for row in rows if row.method != ALL):
         cells = []
         for budget in budgets:
-            row = find(rows, method, budget)
+            if not (found := [row for row in rows if (row.method, row.budget) == (method, budget)]):
+                cells.append("")
+                continue
+            (row,) = found
             seen = "" if row.recall is None else f" [dim]{row.recall:.2f}[/dim]"
             mark = "underline" if row.accuracy == best[budget] else "bold" if method == LEARNED else "none"
             cells.append(f"[{mark}]{row.accuracy:.1%}[/{mark}] ±{row.error:.1%}{seen}")
@@ -92,6 +95,6 @@ def failures(by_task: dict[str, Sequence[Row]], soft_accuracies: dict[str, float
     rival = max((find(tiles, method, 0.1) for method in RIVALS), key=lambda row: row.accuracy)
     lead = find(tiles, LEARNED, 0.1).accuracy - rival.accuracy
     check(lead >= 0.12, f"tiles at 0.1: {lead:.3f} more right than {rival.method}, expected at least 0.12")
-    ratio = step_times.gather / step_times.soft
+    ratio = step_times.default / step_times.soft
     check(ratio <= 0.4, f"a step of the default recipe takes {ratio:.2f} of a soft one, expected at most 0.4")
     return missed

@@ -1,7 +1,6 @@
 """Makes what is shipped: backbones, selectors, and the comparison of recipes. Each part goes on where it was left."""
 
 import json
-import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -108,8 +107,8 @@ def comparison_table(path: Path) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
 
 
 TRAINERS: dict[str, Callable[[Console], None]] = {

@@ -84,7 +84,7 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
     from bench.quality.answering import make_features
     from bench.quality.evaluate import Row, evaluate, soft_accuracy
     from bench.quality.figures import draw_accuracy, draw_contact_sheet
-    from bench.quality.shipped import shipped_backbone, shipped_selectors
+    from bench.quality.shipped import DEFAULT, shipped_backbone, shipped_selectors
     from bench.quality.summary import LEARNED, ORACLE, SOFT, StepTimes, failures, table
 
     facts = environment(torch.device("cpu")) | {"pictures": args.pictures, "validation_seed": VALIDATION_SEED}
@@ -97,7 +97,7 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
         backbone = shipped_backbone(task)
         with console.status(f"{task.title}: encoding {args.pictures:,} pictures"):
             features = make_features(backbone, task, "validation", args.pictures, VALIDATION_SEED)
-        selectors = shipped_selectors(task, "gather")
+        selectors = shipped_selectors(task, DEFAULT)
         chosen = {
             ORACLE: [methods.oracle],
             LEARNED: [methods.learned(selector) for selector in selectors],
@@ -107,7 +107,7 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
         }
         by_task[task.name] = rows = []
         with console.status("") as status:
-            for row in evaluate(backbone, task, features, chosen):
+            for row in evaluate(backbone, task, features, chosen, at={SOFT: (0.2, 0.1)}):
                 recorder.write("row", **row._asdict())
                 rows.append(row)
                 status.update(f"{task.title}: {row.method} at {row.budget:.0%}")
@@ -142,7 +142,7 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
     summary = facts | {
         "rows": [row._asdict() for rows in by_task.values() for row in rows],
         "soft_accuracies": soft_accuracies,
-        "step_seconds": step_times and dict(zip(("soft", "gather"), step_times, strict=True)),
+        "step_seconds": step_times and dict(zip(("soft", DEFAULT), step_times, strict=True)),
         "missed": missed,
     }
     (args.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
@@ -159,12 +159,13 @@ def _step_times(backbone: torch.nn.Module, task: Any, features: Any) -> tuple[fl
     from functools import partial
 
     from bench.quality.recipes import train_selector
+    from bench.quality.shipped import DEFAULT
 
     cases = {
         recipe: partial(train_selector, backbone, task, features, recipe, seed=0, steps=STEPS_A_ROUND)
-        for recipe in ("soft", "gather")
+        for recipe in ("soft", DEFAULT)
     }
     seconds: dict[str, list[float]] = {recipe: [] for recipe in cases}
     for _, recipe, trained in interleaved(cases, STEP_ROUNDS):
         seconds[recipe].append(trained.step_seconds)
-    return statistics.median(seconds["soft"]), statistics.median(seconds["gather"])
+    return statistics.median(seconds["soft"]), statistics.median(seconds[DEFAULT])

@@ -34,7 +34,7 @@ class TrainConfig:
     data: str
     output: str
     images: str | None = None
-    recipe: str = "gather"
+    recipe: str = "score_function"
     budget: float = 0.2
     pool: str = "image"
     hidden_features: int | None = None

@@ -34,12 +34,7 @@ def score_function_loss(handle: Handle, noise: float, labels: Tensor, inputs: di
     was answered better, the tokens that only that draw kept go up, and those that only the other one kept go down, by
     half of the difference of the row's losses over the noise. (The score of a Gumbel Top-K draw is taken as its mask
     less the soft Top-K, over the noise; between two draws the soft one cancels.)
-
-    Raises:
-        ValueError: the noise is 0, so that both draws are the same.
     """
-    if not noise:
-        raise ValueError("noise: got 0 in train_mode 'score_function', expected a number > 0")
     losses, draws = [], []
     for _ in range(2):
         output = handle.model(**inputs, labels=labels)
@@ -72,6 +67,9 @@ class SelectorTraining(nn.Module):
         curriculum: of the training.
         rank: of this process; processes draw different noise.
 
+    Raises:
+        ValueError: a curriculum that ends without noise, for a selector in train mode ``"score_function"``.
+
     Attributes:
         settings: of the step that :meth:`start_step` began last.
         last_losses: of the last forward, detached.
@@ -81,6 +79,8 @@ class SelectorTraining(nn.Module):
 
     def __init__(self, handle: Handle, curriculum: Curriculum, rank: int = 0):
         super().__init__()
+        if handle.selector.train_mode == "score_function" and not all(curriculum.at(step, 2).noise for step in (0, 1)):
+            raise ValueError("noise: got a curriculum with 0 for train_mode 'score_function', expected numbers > 0")
         self.model = handle.model
         self.selector: VisionTokenSelector = handle.selector
         self.handle = handle
