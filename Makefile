@@ -11,8 +11,9 @@ export CUDA_HOME VS_KERNELS_CUDA VS_KERNELS_CUDA_ARCHS
 
 .PHONY: demo test test-all lint sanitize wheel test-wheel clean
 
-demo: $(INSTALLED)  ## prefill with and without selection, on a real photo
+demo: $(INSTALLED)  ## prefill with and without selection, on a real photo; what a trained selector keeps
 	$(VENV)/bin/python -m bench prefill
+	$(VENV)/bin/python -m bench quality --tasks tiles --pictures 200
 
 test: $(INSTALLED)  ## the whole test suite
 	$(VENV)/bin/python -m pytest

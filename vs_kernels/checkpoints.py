@@ -21,12 +21,21 @@ EXPORTED = "importance_scorer.safetensors"
 LAYOUTS = {"qwen2_5_vl": "visual.importance_scorer.", "llava_onevision_1_5": "model.visual.importance_scorer."}
 
 
-def save(selector: VisionTokenSelector, directory: str | Path) -> None:
+def save(selector: VisionTokenSelector, directory: str | Path, is_main_process: bool = True) -> None:
     """Write the selector into ``directory``; each file appears whole or not at all."""
+    tensors = {name: _whole(tensor) for name, tensor in selector.state_dict().items()}
+    if not is_main_process:
+        return
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_tensors(selector.state_dict(), directory / WEIGHTS)
+    _write_tensors(tensors, directory / WEIGHTS)
     _write_json(selector.config(), directory / CONFIG)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor without its graph; all of it, where processes share it out among them, who must then all save."""
+    full = getattr(tensor, "full_tensor", None)
+    return (tensor if full is None else full()).detach()
 
 
 def export(selector: VisionTokenSelector, directory: str | Path, layout: str) -> Path:

@@ -31,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     tune.add_argument("--width", type=int, default=3584, metavar="D", help="columns of a token (default: 3584)")
     tune.add_argument("--length", type=int, default=4096, metavar="N", help="number of tokens (default: 4096)")
     tune.add_argument("--out", type=Path, metavar="FILE", help="default: where the launchers look, VS_KERNELS_TILES")
+    train = commands.add_parser("train", help="a selector, as a YAML file says")
+    train.set_defaults(run=_train)
+    train.add_argument("config", metavar="CONFIG.yaml", help="see examples/train.yaml")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output directory")
     command.add_to(commands)
     options = parser.parse_args(arguments)
     return options.run(options)
@@ -96,6 +100,23 @@ def _tune(options: argparse.Namespace) -> int:
         if file == default_file()
         else f"VS_KERNELS_TILES={file} makes the launchers read it"
     )
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    try:
+        from vs_kernels.training.config import read_config
+
+        config = read_config(options.config)
+        from vs_kernels.training.run import train
+
+        print(f"selector: {train(config, options.resume)}")
+    except ImportError as error:
+        print(f"vs-kernels train: {error}; pip install 'vs_kernels[training]'", file=sys.stderr)
+        return 1
+    except (OSError, TypeError, ValueError) as error:
+        print(f"vs-kernels train: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vs_kernels.ops.checks import check_scale, check_temperature
+from vs_kernels.ops.checks import check_scale, check_share, check_temperature
+from vs_kernels.ops.gather_tokens import gather_tokens
 from vs_kernels.ops.importance_scores import importance_scores
 from vs_kernels.ops.select_tokens import select_tokens
 from vs_kernels.ops.soft_topk import soft_topk
 from vs_kernels.ops.straight_through_gather import straight_through_gather
 from vs_kernels.ops.straight_through_mask import straight_through_mask
 from vs_kernels.ops.topk_consistency_loss import topk_consistency_loss
+from vs_kernels.ops.topk_indices import topk_indices
+from vs_kernels.ops.topk_mask import topk_mask
 from vs_kernels.plan import SelectionPlan, check_budget
 from vs_kernels.selection import Selection
 
 if TYPE_CHECKING:
     from vs_kernels.capture import CapturedSelection
 
-TRAIN_MODES = ("soft", "straight_through_gather", "straight_through_mask")
+TRAIN_MODES = ("soft", "blend", "straight_through_gather", "straight_through_mask", "score_function")
 POOLS = ("image", "call")
 
 
@@ -68,8 +71,14 @@ class VisionTokenSelector(nn.Module):
     ``.eval()`` drops the other tokens. ``.train()`` makes the choice differentiable, by ``train_mode``:
 
     - ``"soft"``: all tokens stay, each times its soft Top-K probability (as published);
-    - ``"straight_through_gather"``: the others are dropped, as in inference; the gradient is the soft one;
-    - ``"straight_through_mask"``: the others stay, times ``dropped_scale``; the gradient is the soft one.
+    - ``"blend"``: all tokens stay, each times ``(1 - hard_share) * probability + hard_share * (1 if kept else 0)``;
+    - ``"straight_through_gather"``: the others are dropped, as in inference, and the kept ones are multiplied by
+      ``scale``; the gradient is the soft one;
+    - ``"straight_through_mask"``: the others stay, times ``dropped_scale``; the gradient is the soft one;
+    - ``"score_function"``: the others are dropped; the tokens carry no gradient to the scores, which learn from the
+      losses of noisy selections in :class:`vs_kernels.training.SelectorTraining`.
+
+    :class:`vs_kernels.training.Curriculum` moves the numbers of these modes while training goes on.
 
     Args:
         scorer: scores the tokens.
@@ -78,9 +87,17 @@ class VisionTokenSelector(nn.Module):
         pool: ``"image"``: every image has its own budget; ``"call"``: all images of a call share one (as published).
         temperature: of the soft Top-K, > 0.
         dropped_scale: factor of dropped tokens in ``"straight_through_mask"``, >= 0; 0 upsets pre-norm models.
+        scale: factor of kept tokens in ``"straight_through_gather"``, >= 0. Behind the RMSNorm of a pre-norm model
+            the size of a token hardly matters at 1, so its gradient says little about its worth; 0.3 is better.
+        noise: the last three modes keep the tokens that rank highest with this much Gumbel noise on their
+            scores, >= 0; the probabilities and the loss stay without noise.
+        hard_share: of ``"blend"``, in [0, 1].
+
+    Attributes:
+        noise_generator: where the noise is drawn from; None: the device's default generator.
 
     Raises:
-        ValueError: an unknown mode or pool, a budget outside (0, 1].
+        TypeError, ValueError: an unknown mode or pool, a number of the wrong type or outside of its range.
     """
 
     def __init__(
@@ -92,6 +109,9 @@ class VisionTokenSelector(nn.Module):
         *,
         temperature: float = 1.0,
         dropped_scale: float = 0.1,
+        scale: float = 1.0,
+        noise: float = 0.0,
+        hard_share: float = 0.0,
     ):
         super().__init__()
         check_budget(budget)
@@ -100,13 +120,19 @@ class VisionTokenSelector(nn.Module):
         if pool not in POOLS:
             raise ValueError(f"pool: got {pool!r}, expected one of {POOLS}")
         check_temperature(temperature)
-        check_scale(dropped_scale, "dropped_scale")
+        for name, value in (("dropped_scale", dropped_scale), ("scale", scale), ("noise", noise)):
+            check_scale(value, name)
+        check_share(hard_share, "hard_share")
         self.scorer = scorer
         self.budget = budget
         self.train_mode = train_mode
         self.pool = pool
         self.temperature = temperature
         self.dropped_scale = dropped_scale
+        self.scale = scale
+        self.noise = noise
+        self.hard_share = hard_share
+        self.noise_generator: torch.Generator | None = None
 
     def plan(self, lengths: Sequence[int], budget: float | None = None) -> SelectionPlan:
         """The plan for images of ``lengths`` tokens: one pool each, or one of all, as ``pool`` says."""
@@ -156,13 +182,29 @@ class VisionTokenSelector(nn.Module):
         scores = self.scorer(tokens, plan)
         loss = topk_consistency_loss(scores, plan, self.temperature)
         indices = probs = None
-        if self.train_mode == "soft":
+        if self.train_mode in ("soft", "blend"):
             probs, _ = soft_topk(scores, plan, self.temperature)
-            kept = tokens * probs[:, None].to(tokens.dtype)
+            factors = probs
+            if self.train_mode == "blend":
+                factors = torch.lerp(probs, topk_mask(scores, plan).to(probs.dtype), self.hard_share)
+            kept = tokens * factors[:, None].to(tokens.dtype)
         elif self.train_mode == "straight_through_gather":
-            kept, indices = straight_through_gather(tokens, scores, plan, self.temperature)
+            kept, indices = straight_through_gather(
+                tokens, scores, plan, self.temperature, scale=self.scale, selection_scores=self._noisy(scores)
+            )
+        elif self.train_mode == "score_function":
+            noisy = self._noisy(scores)
+            indices = topk_indices(scores if noisy is None else noisy, plan)
+            kept = gather_tokens(tokens, indices)
         else:
-            kept = straight_through_mask(tokens, scores, plan, self.temperature, dropped_scale=self.dropped_scale)
+            kept = straight_through_mask(
+                tokens,
+                scores,
+                plan,
+                self.temperature,
+                dropped_scale=self.dropped_scale,
+                selection_scores=self._noisy(scores),
+            )
         return Selection(kept, indices, scores, probs, loss, plan)
 
     def capture(
@@ -182,6 +224,13 @@ class VisionTokenSelector(nn.Module):
 
         return CapturedSelection(self, lengths, budget, dtype)
 
+    def _noisy(self, scores: Tensor) -> Tensor | None:
+        """float32 [T], scores with Gumbel noise, whose Top-K is a draw without replacement; None without noise."""
+        if not self.noise:
+            return None
+        waits = torch.empty_like(scores).exponential_(generator=self.noise_generator)
+        return scores.detach() - self.noise * waits.log()
+
     def config(self) -> dict[str, int | float | str]:
         """The arguments that rebuild this module, with the scorer's sizes."""
         return {
@@ -192,13 +241,20 @@ class VisionTokenSelector(nn.Module):
             "pool": self.pool,
             "temperature": self.temperature,
             "dropped_scale": self.dropped_scale,
+            "scale": self.scale,
+            "noise": self.noise,
+            "hard_share": self.hard_share,
         }
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``directory``, made if absent."""
+    def save_pretrained(self, directory: str | Path, is_main_process: bool = True) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``directory``, made if absent.
+
+        Args:
+            is_main_process: of several processes one writes. All of them call this where FSDP2 shares out the weights.
+        """
         from vs_kernels import checkpoints
 
-        checkpoints.save(self, directory)
+        checkpoints.save(self, directory, is_main_process)
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> "VisionTokenSelector":

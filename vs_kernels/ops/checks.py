@@ -40,6 +40,12 @@ def check_scale(scale: object, name: str) -> None:
         raise ValueError(f"{name}: got {scale}, expected a finite number >= 0")
 
 
+def check_share(share: object, name: str) -> None:
+    _check_number(share, name)
+    if not 0 <= share <= 1:  # type: ignore[operator]
+        raise ValueError(f"{name}: got {share}, expected a number in [0, 1]")
+
+
 def _check_number(value: object, name: str) -> None:
     if isinstance(value, (bool, Tensor)) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a host number")

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter, functional
 from transformers import PreTrainedModel
 
 from vs_kernels.baselines import Baseline
 from vs_kernels.integrations.transformers import calls
 from vs_kernels.integrations.transformers.compact_prompt import CompactPrompt
 from vs_kernels.integrations.transformers.families import family_of
-from vs_kernels.integrations.transformers.prefill import select_inputs
+from vs_kernels.integrations.transformers.prefill import IGNORED_LABEL, select_inputs
 from vs_kernels.integrations.transformers.request import ItemSelection, SelectionRequest, per_item
 from vs_kernels.plan import check_budget
 from vs_kernels.selection import Selection
@@ -22,7 +23,11 @@ OVERRIDES = {"forward": calls.forward, "generate": calls.generate}
 
 
 def attach_selector(
-    model: PreTrainedModel, selector: VisionTokenSelector | Baseline, budget: float | None = None
+    model: PreTrainedModel,
+    selector: VisionTokenSelector | Baseline,
+    budget: float | None = None,
+    *,
+    train: bool = False,
 ) -> "SelectorHandle":
     """Let ``model`` select its visual tokens before its language model reads them.
 
@@ -46,12 +51,14 @@ def attach_selector(
         selector: a trained selector, or one of ``vs_kernels.baselines``; is moved to the device of the model, and does
             not become a part of it.
         budget: retention budget in (0, 1]; None: the selector's own.
+        train: freeze the model and put the selector in train mode, for :class:`vs_kernels.training.SelectorTraining`;
+            detaching thaws what it froze.
 
     Returns:
         A handle. ``handle.detach()``, or the end of a ``with`` block over it, restores the model.
 
     Raises:
-        TypeError: a model of another class; the message lists those supported.
+        TypeError: a model of another class; the message lists those supported. Or a baseline to train.
         ValueError: the scorer reads tokens of another width, the budget is outside (0, 1], or the model has a
             selector already.
     """
@@ -65,7 +72,13 @@ def attach_selector(
         )
     if budget is not None:
         check_budget(budget)
-    return SelectorHandle(model, selector.to(model.device), budget)
+    if train and not isinstance(selector, VisionTokenSelector):
+        raise TypeError(f"selector: got {type(selector).__name__} to train, expected a VisionTokenSelector")
+    handle = SelectorHandle(model, selector.to(model.device), budget)
+    if train:
+        handle.freeze()
+        selector.train()
+    return handle
 
 
 class SelectorHandle:
@@ -93,6 +106,7 @@ class SelectorHandle:
         self.model_generate: Callable[..., Any] = originals["generate"]
         self.family = family_of(model)
         self._rope_deltas = self.family.rope_deltas
+        self._frozen: list[Parameter] = []
         # Other tools, such as accelerate, also put a forward on the instance.
         self._replaced = {name: vars(model)[name] for name in OVERRIDES if name in vars(model)}
         # Partials of the handle, unlike closures, follow the model through copy.deepcopy.
@@ -115,6 +129,30 @@ class SelectorHandle:
         losses = [selection.loss for selection in self.last_selection.values() if selection.loss is not None]
         return torch.stack(losses).sum() if losses else None
 
+    def row_losses(self, output: Any, labels: Tensor) -> Tensor:
+        """float32 [B], the mean cross-entropy of every row's labels, from the ``output`` of the last prefill.
+
+        Args:
+            labels: int64 [B, L], of the full prompt.
+        """
+        if self.last_prompt is not None:
+            labels = self.last_prompt.take(labels, IGNORED_LABEL)
+        logits, targets = output.logits[:, :-1].float(), labels[:, 1:]
+        by_token = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        return by_token.sum(1) / (targets != IGNORED_LABEL).sum(1).clamp(min=1)
+
+    def token_rows(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """int64 [T] by modality, the row of the prompt that each visual token stands in."""
+        return {
+            modality: (inputs["input_ids"] == placeholder).nonzero()[:, 0]
+            for modality, placeholder in self.family.placeholders.items()
+        }
+
+    def freeze(self) -> None:
+        """Stop the gradients of the model's own parameters until :meth:`detach`."""
+        self._frozen = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.model.requires_grad_(False)
+
     def detach(self) -> None:
         """Restore the model as it was; a second time does nothing."""
         if _handle_of(self.model) is not self:
@@ -124,6 +162,8 @@ class SelectorHandle:
         for name, method in self._replaced.items():
             setattr(self.model, name, method)
         self.family.rope_deltas = self._rope_deltas
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
 
     def selects_from(self, inputs: dict[str, Any]) -> bool:
         """Whether arguments of ``forward`` have pixels."""

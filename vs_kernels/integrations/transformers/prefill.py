@@ -150,9 +150,10 @@ def _scale_of_dropped(selection: Selection, selector: VisionTokenSelector | Base
     """[T, 1], what a train mode that drops nothing multiplies features by; None where it drops tokens."""
     if selection.indices is not None or isinstance(selector, Baseline):
         return None
-    if selection.probs is not None:
-        return selection.probs[:, None]
     kept = topk_mask(selection.scores.detach(), selection.plan)
+    if selection.probs is not None:
+        hard_share = selector.hard_share if selector.train_mode == "blend" else 0.0
+        return torch.lerp(selection.probs, kept.to(selection.probs.dtype), hard_share)[:, None]
     return torch.where(kept, 1.0, selector.dropped_scale)[:, None]
 
 
