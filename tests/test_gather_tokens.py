@@ -26,6 +26,37 @@ def test_no_rows(backend: str) -> None:
     assert torch.equal(torch.autograd.grad(kept.sum(), tokens)[0], torch.zeros(4, 8))
 
 
+@pytest.mark.interpreted
+@pytest.mark.parametrize("axes", [(), (1,), (3,)])
+def test_positions_and_mask_come_with_the_rows(backend: str, axes: tuple[int, ...]) -> None:
+    tokens = torch.randn(30, 12, requires_grad=True)
+    positions, mask = torch.randint(1000, (*axes, 30)), torch.rand(30) < 0.5
+    indices = torch.tensor([1, 2, 17, 29])
+    kept, kept_positions, kept_mask = vk.gather_tokens(tokens, indices, position_ids=positions, mask=mask)
+    assert torch.equal(kept, tokens[indices])
+    assert torch.equal(kept_positions, positions[..., indices])
+    assert torch.equal(kept_mask, mask[indices])
+    assert torch.equal(vk.gather_tokens(tokens, indices, position_ids=positions)[1], positions[..., indices])
+    assert torch.equal(vk.gather_tokens(tokens, indices, mask=mask)[1], mask[indices])
+    grad = torch.autograd.grad(kept.sum(), tokens)[0]
+    assert torch.equal(grad, torch.zeros(30, 12).index_fill(0, indices, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("extras", "error", "message"),
+    [
+        ({"position_ids": torch.zeros(4)}, TypeError, "position_ids: got torch.float32, expected int64"),
+        ({"position_ids": torch.arange(5)}, ValueError, r"position_ids: got shape \(5,\), expected \[4\] or \[R, 4\]"),
+        ({"position_ids": [0]}, TypeError, "position_ids: got list"),
+        ({"mask": torch.ones(1, 4, dtype=torch.bool)}, ValueError, r"mask: got shape \(1, 4\), expected \[4\]"),
+        ({"mask": torch.ones(4)}, TypeError, "mask: got torch.float32, expected bool"),
+    ],
+)
+def test_errors_of_positions_and_mask(extras: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        vk.gather_tokens(torch.randn(4, 8), torch.tensor([0]), **extras)
+
+
 @pytest.mark.parametrize(
     ("indices", "error", "message"),
     [

@@ -138,6 +138,7 @@ def _bare_calls() -> dict[str, tuple]:
         "soft_topk_backward": (x.scores, torch.randn(3), x.scores, *root),
         "topk_consistency_loss": (x.scores, cu_lengths, cu_ks, n, 0.5),
         "gather_tokens": (x.tokens, indices),
+        "gather_tokens_with": (x.tokens, indices, torch.arange(42).view(2, 21), mask),
         "gather_tokens_backward": (torch.randn(k, 8), indices, 21),
         "straight_through_gather": (x.tokens, x.scores, None, cu_lengths, cu_ks, k, n, 0.5, 0.3),
         "straight_through_gather_backward": (torch.randn(k, 8), x.tokens, x.scores, indices, *root, 0.3, [True, True]),

@@ -1,6 +1,7 @@
 """The operators as torch.autograd.Function classes, for callers that have packed arguments already."""
 
 from vs_kernels.ops.gather_tokens import GatherTokensFunction
+from vs_kernels.ops.gather_tokens_with import GatherTokensWithFunction
 from vs_kernels.ops.importance_scores import ImportanceScoresFunction
 from vs_kernels.ops.select_tokens import SelectTokensFunction
 from vs_kernels.ops.soft_topk import SoftTopKFunction
@@ -12,6 +13,7 @@ from vs_kernels.ops.topk_mask import TopKMaskFunction
 
 __all__ = [
     "GatherTokensFunction",
+    "GatherTokensWithFunction",
     "ImportanceScoresFunction",
     "SelectTokensFunction",
     "SoftTopKFunction",

@@ -18,14 +18,22 @@ def gather_tokens_backward(grad_kept: Tensor, indices: Tensor, total_tokens: int
     return grad_tokens
 
 
-def gather_rows(tokens: Tensor, indices: Tensor, factor: float) -> Tensor:
-    """[K, D]: factor times the rows."""
+def gather_rows(
+    tokens: Tensor,  # [T, D]
+    indices: Tensor,  # int64 [K]
+    factor: float,
+    positions: tuple[Tensor | None, Tensor | None] = (None, None),  # int64 [R, T] and, to write, [R, K]
+    flags: tuple[Tensor | None, Tensor | None] = (None, None),  # bool [T] and, to write, [K]
+) -> Tensor:
+    """[K, D]: factor times the rows; with them their positions and flags."""
     (width,), kept, tokens = tokens.shape[1:], indices.shape[0], row_major(tokens)
     out = tokens.new_empty(kept, width)
+    axes = 0 if positions[0] is None else positions[0].numel() // max(1, tokens.shape[0])
     tile = tile_of("rows", width, tokens.device)
     launch(
         gather_rows_kernel, (triton.cdiv(kept, tile.rows), triton.cdiv(width, tile.columns)), tokens, indices, out,
-        tokens.stride(0), kept, factor, SCALED=factor != 1.0, WIDTH=width, BLOCK_ROWS=tile.rows,
+        *positions, *flags, tokens.stride(0), tokens.shape[0], kept, factor,
+        POSITIONS=axes, SCALED=factor != 1.0, WIDTH=width, BLOCK_ROWS=tile.rows,
         BLOCK_COLUMNS=tile.columns, num_warps=tile.num_warps,
     )  # fmt: skip
     return out

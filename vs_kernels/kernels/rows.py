@@ -21,14 +21,20 @@ def lower_bound(values, count, target):
     return low
 
 
-@triton.jit(do_not_specialize=["kept", "factor"])
+@triton.jit(do_not_specialize=["total", "kept", "factor"])
 def gather_rows_kernel(
     tokens,  # [T, D]
     indices,  # int64 [K]
     out,  # [K, D]
+    positions,  # int64 [R, T], to gather with the rows; None: not
+    kept_positions,  # int64 [R, K]
+    flags,  # bool [T], to gather with the rows; None: not
+    kept_flags,  # bool [K]
     stride,
+    total,
     kept,
     factor,
+    POSITIONS: tl.constexpr,
     SCALED: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -43,6 +49,14 @@ def gather_rows_kernel(
     if SCALED:
         x = (x.to(tl.float32) * factor).to(x.dtype)
     tl.store(out + slots[:, None] * WIDTH + columns[None, :], x, mask=mask)
+    if positions is not None:
+        if tl.program_id(1) == 0:
+            for line in range(0, POSITIONS):
+                position = tl.load(positions + line * total.to(tl.int64) + rows, mask=here)
+                tl.store(kept_positions + line * kept.to(tl.int64) + slots, position, mask=here)
+    if flags is not None:
+        if tl.program_id(1) == 0:
+            tl.store(kept_flags + slots, tl.load(flags + rows, mask=here), mask=here)
 
 
 @triton.jit(do_not_specialize=["total", "kept", "factor"])

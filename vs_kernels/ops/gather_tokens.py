@@ -1,15 +1,34 @@
 """gather_tokens: the kept rows, with a backward that writes each row once."""
 
+from typing import overload
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vs_kernels.library import define
-from vs_kernels.ops.checks import check_indices, packed_tokens
+from vs_kernels.ops.checks import check_device, check_indices, check_tensor, packed_tokens
+from vs_kernels.ops.gather_tokens_with import GatherTokensWithFunction
 
 
-def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Rows ``indices`` of the tokens.
+@overload
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor: ...
+
+
+@overload
+def gather_tokens(
+    tokens: Tensor, indices: Tensor, *, position_ids: Tensor | None = ..., mask: Tensor | None = ...
+) -> tuple[Tensor, ...]: ...
+
+
+def gather_tokens(
+    tokens: Tensor,  # [T, D] or [B, N, D]
+    indices: Tensor,  # int64 [K]
+    *,
+    position_ids: Tensor | None = None,  # int64 [T] or [R, T]
+    mask: Tensor | None = None,  # bool [T]
+) -> Tensor | tuple[Tensor, ...]:
+    """Rows ``indices`` of the tokens; where given, their positions and mask with them, in the same launch.
 
     Args:
         tokens: packed [T, D] or dense [B, N, D], whose rows count as packed; float32, bfloat16 or float16.
@@ -17,22 +36,49 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
             Values are checked on the CPU; elsewhere the check would wait for the device, and rows out of range or
             repeated are undefined behaviour.
 
+        position_ids: int64 [T], or [R, T] for R rotary axes.
+        mask: bool [T].
+
     Returns:
-        [K, D] in the dtype of the tokens. The backward writes every row of the gradient once: gathered or zero.
+        [K, D] in the dtype of the tokens. The backward writes every row of the gradient once: gathered or zero. With
+        ``position_ids`` or ``mask`` a tuple: the rows, then the positions [K] or [R, K], then the mask [K], as given.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
     """
     rows = packed_tokens(tokens, None)
     check_indices(indices, rows)
+    extras = position_ids is not None or mask is not None
+    if extras:
+        _check_extras(rows, position_ids, mask)
     try:
-        return GatherTokensFunction.apply(rows, indices)
+        if not extras:
+            return GatherTokensFunction.apply(rows, indices)
+        kept, positions, kept_mask = GatherTokensWithFunction.apply(rows, indices, position_ids, mask)
+        results = ((True, kept), (position_ids is not None, positions), (mask is not None, kept_mask))
+        return tuple(result for given, result in results if given)
     except RuntimeError as error:
         # a kernel on the CPU checks the values as it reads them, and C++ can raise nothing but RuntimeError
         _, name, problem = str(error).partition("indices: ")
         if not name:
             raise
         raise ValueError(name + problem) from None
+
+
+def _check_extras(rows: Tensor, position_ids: Tensor | None, mask: Tensor | None) -> None:
+    total = rows.shape[0]
+    for value, name, dtype, dims, expected in (
+        (position_ids, "position_ids", torch.int64, (1, 2), f"[{total}] or [R, {total}]"),
+        (mask, "mask", torch.bool, (1,), f"[{total}]"),
+    ):
+        if value is None:
+            continue
+        check_tensor(value, name)
+        if value.dtype != dtype:
+            raise TypeError(f"{name}: got {value.dtype}, expected {str(dtype).removeprefix('torch.')}")
+        if value.dim() not in dims or value.shape[-1] != total:
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {expected}")
+        check_device(value, name, rows.device)
 
 
 class GatherTokensFunction(torch.autograd.Function):
