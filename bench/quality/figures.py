@@ -1,5 +1,6 @@
 """The pictures of a quality run: accuracy against budget, and pictures with their kept tokens."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,13 +20,16 @@ COLORS = {
 }  # fmt: skip
 
 
+CHARACTERS_PER_INCH = 12  # of the notes
+
+
 def draw_accuracy(path: Path, titles: Mapping[str, str], by_task: Mapping[str, Sequence[Row]], notes: str) -> None:
     """Write the chart: a panel for every task, a line for every method, less is kept the further to the right."""
     with matplotlib.rc_context(STYLE):
-        width = 5.4 * len(by_task) + 0.4
+        width = 5.4 * len(by_task) + 2.2
         figure = Figure(figsize=(width, 5.6), dpi=150)
         panels = figure.subplots(1, len(by_task), squeeze=False, sharey=True)[0]
-        figure.subplots_adjust(0.55 / width, 0.13, 1 - 2.1 / width, 0.76, wspace=0.08)
+        figure.subplots_adjust(0.55 / width, 0.13, 1 - 2.1 / width, 0.75, wspace=0.08)
         for axes, (task, rows) in zip(panels, by_task.items(), strict=True):
             full = next(row for row in rows if row.method == ALL)
             axes.axhline(full.accuracy, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
@@ -48,7 +52,8 @@ def draw_accuracy(path: Path, titles: Mapping[str, str], by_task: Mapping[str, S
             axes.set_xlabel("retention budget")
         panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=10)
         figure.text(0.02, 0.93, "Answers right against visual tokens kept", fontsize=16, fontweight="bold")
-        figure.text(0.02, 0.875, notes, fontsize=9.5, color=MUTED)
+        lines = textwrap.fill(notes, int(width * CHARACTERS_PER_INCH))
+        figure.text(0.02, 0.9, lines, fontsize=9.5, color=MUTED, verticalalignment="top")
         figure.savefig(path)
 
 
