@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 #   make wheel CUDA_HOME=/usr/local/cuda-12.8 VS_KERNELS_CUDA_ARCHS="80 90"
 export CUDA_HOME VS_KERNELS_CUDA VS_KERNELS_CUDA_ARCHS
 
-.PHONY: demo test test-all lint sanitize wheel test-wheel clean
+.PHONY: demo test test-all lint gates sanitize wheel test-wheel clean
 
 demo: $(INSTALLED)  ## prefill with and without selection, on a real photo; what a trained selector keeps
 	$(VENV)/bin/python -m bench prefill
@@ -25,6 +25,11 @@ lint: $(INSTALLED)  ## style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+gates: $(INSTALLED)  ## what the GPU kernels move, launch and take on every architecture; every family against every input
+	$(VENV)/bin/python -m bench traffic --check
+	$(VENV)/bin/python -m bench compile --check
+	$(VENV)/bin/python -m bench families --check
 
 sanitize: $(INSTALLED)  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(MAKE) -C tests/sanitize PYTHON=$(abspath $(VENV))/bin/python -j2 run

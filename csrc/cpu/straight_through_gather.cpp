@@ -19,8 +19,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> straight_through_gather(Tensor tokens
                                                                    Tensor cu_ks,       // int64 [S + 1]
                                                                    int64_t total_kept,
                                                                    int64_t,  // the longest pool
-                                                                   double temperature,
-                                                                   double scale) {
+                                                                   double temperature, double scale) {
   const Rows rows = float_rows(tokens, "tokens");
   const PoolSums lengths = pool_lengths(cu_lengths, rows.count);
   const PoolSums ks = pool_ks(cu_ks, lengths, total_kept);

@@ -68,11 +68,21 @@ void fill_random(const Tensor& tensor, int32_t dtype, Values values, unsigned se
 Tensor matrix(int64_t rows, int64_t columns, const Case& c, Layout layout, Values values, unsigned seed) {
   Ints strides;
   switch (layout) {
-    case Layout::kPacked: strides = {columns, 1}; break;
-    case Layout::kApart: strides = {columns + 3, 1}; break;
-    case Layout::kOverlapping: strides = {(columns + 1) / 2, 1}; break;
-    case Layout::kRepeated: strides = {0, 1}; break;
-    case Layout::kTransposed: strides = {1, rows}; break;
+    case Layout::kPacked:
+      strides = {columns, 1};
+      break;
+    case Layout::kApart:
+      strides = {columns + 3, 1};
+      break;
+    case Layout::kOverlapping:
+      strides = {(columns + 1) / 2, 1};
+      break;
+    case Layout::kRepeated:
+      strides = {0, 1};
+      break;
+    case Layout::kTransposed:
+      strides = {1, rows};
+      break;
   }
   const Tensor tensor = stand_in::empty({rows, columns}, strides, c.dtype);
   fill_random(tensor, c.dtype, values, seed);
@@ -151,7 +161,8 @@ Tensors run_all(const Inputs& x) {
     keep(call("importance_scores_backward", 5, x.grad_scores, x.tokens, x.q_weight, x.q_bias, x.k_weight, scored[1],
               scored[2], scored[3], x.cu_lengths, mask));
   }
-  keep(call("select_tokens", 6, x.tokens, x.q_weight, x.q_bias, x.k_weight, x.k_bias, x.cu_lengths, x.cu_ks, x.kept, x.longest));
+  keep(call("select_tokens", 6, x.tokens, x.q_weight, x.q_bias, x.k_weight, x.k_bias, x.cu_lengths, x.cu_ks, x.kept,
+            x.longest));
 
   const Tensor indices = keep(call("topk_indices", 1, x.scores, x.cu_lengths, x.cu_ks, x.kept, x.longest))[0];
   keep(call("topk_mask", 1, x.scores, x.cu_lengths, x.cu_ks, x.longest));
@@ -164,8 +175,8 @@ Tensors run_all(const Inputs& x) {
   keep(call("gather_tokens_backward", 1, x.grad_kept, indices, x.total));
   const std::pair<std::optional<Tensor>, double> variants[] = {{std::nullopt, 1.0}, {x.ranking, 0.25}};
   for (const auto& [ranking, scale] : variants) {
-    const Tensors gathered = keep(call("straight_through_gather", 4, x.tokens, x.scores, ranking, x.cu_lengths,
-                                       x.cu_ks, x.kept, x.longest, kTemperature, scale));
+    const Tensors gathered = keep(call("straight_through_gather", 4, x.tokens, x.scores, ranking, x.cu_lengths, x.cu_ks,
+                                       x.kept, x.longest, kTemperature, scale));
     const Tensors masked = keep(call("straight_through_mask", 4, x.tokens, x.scores, ranking, x.cu_lengths, x.cu_ks,
                                      x.longest, kTemperature, scale));
     for (int wanted = 0; wanted < 4; ++wanted) {
@@ -204,9 +215,7 @@ int run_cases() {
   const Ints many = {1, 2, 0, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65};
   const Ints some_of_many = {0, 1, 0, 3, 1, 8, 4, 7, 0, 16, 1, 31, 11, 62, 64, 1};
   int count = 0;
-  const auto run = [&](const Case& c, const std::vector<Layout>& in) {
-    run_case(c, in, 2 + count++ % 4);
-  };
+  const auto run = [&](const Case& c, const std::vector<Layout>& in) { run_case(c, in, 2 + count++ % 4); };
   for (const int32_t dtype : dtypes) {
     for (const int64_t width : {1, 3, 17, 72}) {
       const Values values = kAllValues[(width + dtype) % 4];
@@ -219,7 +228,7 @@ int run_cases() {
     run({{}, {}, 8, 4, dtype, Values::kNormal}, layouts);
     run({{0, 0}, {0, 0}, 8, 4, dtype, Values::kNormal}, layouts);
     run({{6, 5}, {0, 5}, 4 * 1024 + 5, 3, dtype, Values::kNormal}, layouts);  // wider than one tile
-    run({many, some_of_many, 3, 600, dtype, Values::kNormal}, layouts);  // weights as long as large pools
+    run({many, some_of_many, 3, 600, dtype, Values::kNormal}, layouts);       // weights as long as large pools
   }
   // All threads in one pool: more parts than one for each loop.
   for (const Values values : kAllValues) {
@@ -286,8 +295,9 @@ void plant(const std::string& fault) {
   if (fault == "race") {
     stand_in::set_threads(2);
     const auto write = [&](int64_t, int64_t) { kernels.score_keys(scores.data(), 64, keys.data()); };
-    torch_parallel_for(0, 2, 1, [](int64_t i, int64_t, void* f) { (*static_cast<decltype(write)*>(f))(i, i); },
-                       const_cast<void*>(static_cast<const void*>(&write)));
+    torch_parallel_for(
+        0, 2, 1, [](int64_t i, int64_t, void* f) { (*static_cast<decltype(write)*>(f))(i, i); },
+        const_cast<void*>(static_cast<const void*>(&write)));
   }
 }
 
