@@ -192,3 +192,24 @@ def test_consistency_loss_without_tokens(backend: str) -> None:
 def test_errors(operator, temperature, error, message) -> None:
     with pytest.raises(error, match=message):
         operator(torch.randn(4), SelectionPlan([4], [1]), temperature)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_scores_that_are_not_finite_share_a_place_without_gradient(backend: str, value: float) -> None:
+    """Three of them for the last place: p = 1/3 each, and no gradient, since no step of theirs makes a difference."""
+    plan = SelectionPlan([12], [10])
+    scores = torch.randn(12)
+    scores[[2, 5, 11]] = value
+    weights = torch.randn(12)
+    single, double = scores.clone().requires_grad_(), scores.double().requires_grad_()
+    probs, _ = vk.soft_topk(single, plan, 0.5)
+    torch.testing.assert_close(probs[[2, 5, 11]], torch.full((3,), 1 / 3), rtol=1e-5, atol=0)
+    (probs * weights).sum().backward()
+    true_probs, _ = reference.soft_topk(double, plan, 0.5)
+    (true_probs * weights).sum().backward()
+    torch.testing.assert_close(single.grad.double(), double.grad, rtol=1e-4, atol=1e-5)
+    assert torch.equal(single.grad[[2, 5, 11]], torch.zeros(3))
+    other = scores.clone().requires_grad_()
+    vk.topk_consistency_loss(other, plan, 0.5).backward()
+    assert torch.equal(other.grad[[2, 5, 11]], torch.zeros(3))

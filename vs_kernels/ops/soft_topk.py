@@ -77,9 +77,9 @@ def soft_logits(scores: Tensor, pivot: Tensor, shift: Tensor, temperature: float
 
 
 def soft_jacobian(
-    grad_probs: Tensor, logits: Tensor, temperature: float, grad_threshold: Tensor | float = 0.0
+    grad_probs: Tensor, scores: Tensor, logits: Tensor, temperature: float, grad_threshold: Tensor | float = 0.0
 ) -> Tensor:
-    """Gradient of one pool's scores from those of its probabilities and threshold."""
+    """Gradient of one pool's scores from those of its probabilities and threshold; zero where a score is not finite."""
     slopes = torch.sigmoid(-logits.abs()) * torch.sigmoid(logits.abs())
     total = slopes.sum()
     if total == 0:
@@ -87,7 +87,7 @@ def soft_jacobian(
     # twice, so that the gradients of a pool add up to zero also where the incoming ones vary little
     centred = grad_probs - (slopes * grad_probs).sum() / total
     centred -= (slopes * centred).sum() / total
-    return slopes * (centred / temperature - grad_threshold / total)
+    return torch.where(scores.isfinite(), slopes * (centred / temperature - grad_threshold / total), 0.0)
 
 
 def _kernel(scores, cu_lengths, cu_ks, max_length, temperature):
@@ -108,7 +108,7 @@ def _backward_kernel(grad_probs, grad_thresholds, scores, pivots, shifts, cu_len
     grad = torch.empty_like(scores)
     for pool, (rows, _) in enumerate(reference.pools(plan_of(cu_lengths))):
         logits = soft_logits(scores[rows], pivots[pool], shifts[pool], temperature)
-        grad[rows] = soft_jacobian(grad_probs[rows], logits, temperature, grad_thresholds[pool])
+        grad[rows] = soft_jacobian(grad_probs[rows], scores[rows], logits, temperature, grad_thresholds[pool])
     return grad
 
 

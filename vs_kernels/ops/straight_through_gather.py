@@ -119,7 +119,7 @@ def score_gradient(
     grad = torch.empty_like(scores)
     for pool, (rows, _) in enumerate(reference.pools(plan_of(cu_lengths))):
         logits = soft_logits(scores[rows], pivots[pool], shifts[pool], temperature)
-        grad[rows] = soft_jacobian(credit[rows], logits, temperature)
+        grad[rows] = soft_jacobian(credit[rows], scores[rows], logits, temperature)
     return grad
 
 

@@ -64,7 +64,8 @@ def _kernel(scores, cu_lengths, cu_ks, max_length, temperature):
         if 0 < k < rows.stop - rows.start:
             logits = soft_logits(scores[rows], pivots[pool], shifts[pool], temperature)
             total += F.softplus(torch.where(mask[rows], -logits, logits)).sum(dtype=torch.float64)
-            grad[rows] = _through_threshold(torch.sigmoid(logits) - mask[rows].float(), logits) / temperature
+            moved = _through_threshold(torch.sigmoid(logits) - mask[rows].float(), logits) / temperature
+            grad[rows] = torch.where(scores[rows].isfinite(), moved, 0.0)
     return (total / max(plan.total_tokens, 1)).float(), grad / max(plan.total_tokens, 1)
 
 
