@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vs_kernels.kernels.choose import run_topk
 from vs_kernels.kernels.gather_tokens import gather_rows, scatter_rows
-from vs_kernels.kernels.soft_topk import soft_jacobian
+from vs_kernels.kernels.straight_through import straight_through_backward
 
 
 def straight_through_gather(
@@ -41,15 +41,8 @@ def straight_through_gather_backward(
     scale: float,
     output_mask: list[bool],  # tokens, scores
 ) -> tuple[Tensor, Tensor]:
-    wants_tokens, wants_scores = output_mask
-    grad_tokens = tokens.new_empty(tokens.shape) if wants_tokens else None
-    credit = scores.new_empty(scores.shape) if wants_scores else None
-    if wants_tokens or wants_scores:
-        scatter_rows(grad_kept, indices, tokens if wants_scores else None, grad_tokens, credit, tokens.shape[0], scale)
-    grad_scores = None
-    if credit is not None:
-        grad_scores = soft_jacobian(credit, scores, pivots, shifts, cu_lengths, temperature)
-    return (
-        tokens.new_empty(0) if grad_tokens is None else grad_tokens,
-        scores.new_empty(0) if grad_scores is None else grad_scores,
-    )
+
+    def write_rows(given: Tensor | None, grad_tokens: Tensor | None, credit: Tensor | None) -> None:
+        scatter_rows(grad_kept, indices, given, grad_tokens, credit, tokens.shape[0], scale)
+
+    return straight_through_backward(write_rows, tokens, scores, pivots, shifts, cu_lengths, temperature, output_mask)
