@@ -27,7 +27,7 @@ def test_fault_7_inference_runs_no_soft_search() -> None:
     selector = vk.VisionTokenSelector(scorer(64), 0.5).eval()
     inputs = prompt([5, ("image", 1, 4, 4), 3])
     with (
-        mock.patch.object(vk.selector, "soft_topk", side_effect=AssertionError),
+        mock.patch.object(vk.selector, "soft_topk_with_loss", side_effect=AssertionError),
         mock.patch.object(vk.selector, "topk_consistency_loss", side_effect=AssertionError),
         attach_selector(model, selector),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,

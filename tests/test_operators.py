@@ -57,7 +57,7 @@ def test_no_pools_and_only_empty_pools(backend: str, name: str) -> None:
         inputs = verify.Inputs.random(SelectionPlan(lengths, lengths), width=8, hidden=4, dtype=torch.float32).leaves()
         for result, value in verify.results(vk, name, inputs).items():
             if result.startswith("output") or result in ("grad of tokens", "grad of scores"):
-                assert value.numel() == 0 or name in ("soft_topk", "topk_consistency_loss")
+                assert value.numel() == 0 or name in ("soft_topk", "soft_topk_with_loss", "topk_consistency_loss")
             assert not value.isnan().any(), result
 
 
@@ -136,6 +136,18 @@ def _bare_calls() -> dict[str, tuple]:
         "topk_mask": (x.scores, cu_lengths, cu_ks, n),
         "soft_topk": (x.scores, cu_lengths, cu_ks, n, 0.5),
         "soft_topk_backward": (x.scores, torch.randn(3), x.scores, *root),
+        "soft_topk_with_loss": (x.scores, cu_lengths, cu_ks, n, 0.5),
+        "soft_topk_with_loss_backward": (
+            x.scores,
+            torch.randn(3),
+            torch.tensor(2.0),
+            x.scores,
+            pivots,
+            shifts,
+            torch.randn(21),
+            cu_lengths,
+            0.5,
+        ),
         "topk_consistency_loss": (x.scores, cu_lengths, cu_ks, n, 0.5),
         "gather_tokens": (x.tokens, indices),
         "gather_tokens_with": (x.tokens, indices, torch.arange(42).view(2, 21), mask),
@@ -146,6 +158,29 @@ def _bare_calls() -> dict[str, tuple]:
         "straight_through_mask_backward": (x.tokens, x.tokens, x.scores, mask, *root, 0.3, [False, True]),
         "select_tokens": (x.tokens, *x.weights, cu_lengths, cu_ks, k, n),
     }
+
+
+@pytest.mark.parametrize("name", ["importance_scores", "soft_topk", "soft_topk_with_loss", "straight_through_mask"])
+def test_forward_mode_is_refused_and_not_dropped(name: str) -> None:
+    x = verify.Inputs.random(SelectionPlan([6], [2]), width=4, hidden=2, dtype=torch.float32)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        x.scores = torch.autograd.forward_ad.make_dual(x.scores, torch.ones(6))
+        x.tokens = torch.autograd.forward_ad.make_dual(x.tokens, torch.ones(6, 4))
+        verify.CALLS[name](vk, x)
+
+
+@pytest.mark.parametrize("name", verify.CALLS)
+def test_the_same_with_and_without_autograd(backend: str, name: str) -> None:
+    """Without a gradient to record the operator is called directly."""
+    x = verify.Inputs.random(SelectionPlan([60, 7], [12, 7]), width=16, hidden=8, dtype=torch.float32)
+    for result, expected in zip(
+        *(
+            output if isinstance(output := verify.CALLS[name](vk, inputs), tuple) else (output,)
+            for inputs in (x, x.leaves())
+        ),
+        strict=True,
+    ):
+        assert torch.equal(result, expected) and not result.requires_grad
 
 
 def test_every_operator_is_checked() -> None:

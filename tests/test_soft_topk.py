@@ -177,7 +177,27 @@ def test_consistency_loss_without_tokens(backend: str) -> None:
     assert vk.topk_consistency_loss(torch.zeros(0), SelectionPlan([], [])).item() == 0
 
 
-@pytest.mark.parametrize("operator", [vk.soft_topk, vk.topk_consistency_loss])
+@pytest.mark.interpreted
+def test_with_loss_is_both_at_once(backend: str) -> None:
+    """Bit for bit where no gradient is added up; the gradient is the sum of the two."""
+    plan = SelectionPlan([40, 7, 0, 5, 3], [8, 7, 0, 0, 1])
+    scores, grad_probs = torch.randn(55), torch.randn(55)
+    scores[[3, 41]] = math.nan
+    apart, together = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    probs, thresholds = vk.soft_topk(apart, plan, 0.3)
+    loss = vk.topk_consistency_loss(apart, plan, 0.3)
+    results = vk.soft_topk_with_loss(together, plan, 0.3)
+    for result, expected in zip(results, (probs, thresholds, loss), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
+    ((probs * grad_probs).sum() + 3 * loss).backward()
+    ((results[0] * grad_probs).sum() + 3 * results[2]).backward()
+    torch.testing.assert_close(together.grad, apart.grad, rtol=1e-5, atol=1e-6)
+    (only_loss,) = torch.autograd.grad(vk.soft_topk_with_loss(together, plan, 0.3)[2], together)
+    (expected,) = torch.autograd.grad(vk.topk_consistency_loss(apart, plan, 0.3), apart)
+    torch.testing.assert_close(only_loss, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("operator", [vk.soft_topk, vk.soft_topk_with_loss, vk.topk_consistency_loss])
 @pytest.mark.parametrize(
     ("temperature", "error", "message"),
     [

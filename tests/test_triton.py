@@ -94,6 +94,9 @@ def test_soft_topk_and_loss_of_long_pools(lengths: list[int], temperature: float
     torch.testing.assert_close(loss.double(), true_loss, rtol=2e-6, atol=0)
     (grad,), (true_grad,) = torch.autograd.grad(loss, single), torch.autograd.grad(true_loss, double)
     assert (grad - true_grad).abs().max() <= 2e-5 * true_grad.abs().max()
+    probs_too, _, loss_too = vk.soft_topk_with_loss(scores, plan, temperature)
+    torch.testing.assert_close(probs_too.double(), truth, rtol=0, atol=2e-6)
+    torch.testing.assert_close(loss_too.double(), true_loss.detach(), rtol=2e-6, atol=0)
 
 
 def test_the_same_choice_as_the_cpu_kernels() -> None:

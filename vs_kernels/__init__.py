@@ -5,6 +5,7 @@ from vs_kernels.ops.gather_tokens import gather_tokens
 from vs_kernels.ops.importance_scores import importance_scores
 from vs_kernels.ops.select_tokens import select_tokens
 from vs_kernels.ops.soft_topk import soft_topk
+from vs_kernels.ops.soft_topk_with_loss import soft_topk_with_loss
 from vs_kernels.ops.straight_through_gather import straight_through_gather
 from vs_kernels.ops.straight_through_mask import straight_through_mask
 from vs_kernels.ops.topk_consistency_loss import topk_consistency_loss
@@ -27,6 +28,7 @@ __all__ = [
     "reference",
     "select_tokens",
     "soft_topk",
+    "soft_topk_with_loss",
     "straight_through_gather",
     "straight_through_mask",
     "topk_consistency_loss",

@@ -109,7 +109,8 @@ class SelectionPlan:
         return self._to(device)[1]
 
     def _to(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        device = torch.device(device)
+        if not isinstance(device, torch.device):
+            device = torch.device(device)
         if device.type == "cpu":
             return self._cu_lengths, self._cu_ks
         if device not in self._on_device:

@@ -244,6 +244,11 @@ def topk_consistency_loss(scores: Tensor, plan: SelectionPlan, temperature: floa
     return (total / max(plan.total_tokens, 1)).to(accumulation_dtype(scores))
 
 
+def soft_topk_with_loss(scores: Tensor, plan: SelectionPlan, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """``soft_topk`` and ``topk_consistency_loss``."""
+    return *soft_topk(scores, plan, temperature), topk_consistency_loss(scores, plan, temperature)
+
+
 def select_tokens(
     tokens: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, plan: SelectionPlan
 ) -> tuple[Tensor, Tensor, Tensor]:

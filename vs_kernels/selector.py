@@ -11,7 +11,7 @@ from vs_kernels.ops.checks import check_scale, check_share, check_temperature
 from vs_kernels.ops.gather_tokens import gather_tokens
 from vs_kernels.ops.importance_scores import importance_scores
 from vs_kernels.ops.select_tokens import select_tokens
-from vs_kernels.ops.soft_topk import soft_topk
+from vs_kernels.ops.soft_topk_with_loss import soft_topk_with_loss
 from vs_kernels.ops.straight_through_gather import straight_through_gather
 from vs_kernels.ops.straight_through_mask import straight_through_mask
 from vs_kernels.ops.topk_consistency_loss import topk_consistency_loss
@@ -180,15 +180,15 @@ class VisionTokenSelector(nn.Module):
 
     def _train(self, tokens: Tensor, plan: SelectionPlan) -> Selection:
         scores = self.scorer(tokens, plan)
-        loss = topk_consistency_loss(scores, plan, self.temperature)
-        indices = probs = None
         if self.train_mode in ("soft", "blend"):
-            probs, _ = soft_topk(scores, plan, self.temperature)
+            probs, _, loss = soft_topk_with_loss(scores, plan, self.temperature)
             factors = probs
             if self.train_mode == "blend":
                 factors = torch.lerp(probs, topk_mask(scores, plan).to(probs.dtype), self.hard_share)
-            kept = tokens * factors[:, None].to(tokens.dtype)
-        elif self.train_mode == "straight_through_gather":
+            return Selection(tokens * factors[:, None].to(tokens.dtype), None, scores, probs, loss, plan)
+        loss = topk_consistency_loss(scores, plan, self.temperature)
+        indices = None
+        if self.train_mode == "straight_through_gather":
             kept, indices = straight_through_gather(
                 tokens, scores, plan, self.temperature, scale=self.scale, selection_scores=self._noisy(scores)
             )
@@ -205,7 +205,7 @@ class VisionTokenSelector(nn.Module):
                 dropped_scale=self.dropped_scale,
                 selection_scores=self._noisy(scores),
             )
-        return Selection(kept, indices, scores, probs, loss, plan)
+        return Selection(kept, indices, scores, None, loss, plan)
 
     def capture(
         self, lengths: Sequence[int], budget: float | None = None, dtype: torch.dtype = torch.bfloat16

@@ -77,6 +77,7 @@ CALLS: dict[str, Callable[[Any, Inputs], Any]] = {
     "topk_indices": lambda ops, x: ops.topk_indices(x.scores, x.plan),
     "topk_mask": lambda ops, x: ops.topk_mask(x.scores, x.plan),
     "soft_topk": lambda ops, x: ops.soft_topk(x.scores, x.plan, TEMPERATURE),
+    "soft_topk_with_loss": lambda ops, x: ops.soft_topk_with_loss(x.scores, x.plan, TEMPERATURE),
     "topk_consistency_loss": lambda ops, x: ops.topk_consistency_loss(x.scores, x.plan, TEMPERATURE),
     "gather_tokens": _gather,
     "straight_through_gather": lambda ops, x: ops.straight_through_gather(
@@ -87,7 +88,7 @@ CALLS: dict[str, Callable[[Any, Inputs], Any]] = {
     ),
     "select_tokens": lambda ops, x: ops.select_tokens(x.tokens, *x.weights, x.plan)[:3],
 }
-TAKES_TOKENS = CALLS.keys() - {"topk_indices", "topk_mask", "soft_topk", "topk_consistency_loss"}
+TAKES_TOKENS = CALLS.keys() - {"topk_indices", "topk_mask", "soft_topk", "soft_topk_with_loss", "topk_consistency_loss"}
 
 
 def results(ops: Any, name: str, inputs: Inputs, seed: int = 1) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "isa.h"
@@ -143,8 +144,11 @@ void write_indices(const float* scores, int64_t n, const HardTopK& topk, int64_t
 void write_all_indices(const float* scores, const PoolSums& lengths, const PoolSums& ks, int64_t* indices) {
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
-    if (k == 0) return;
-    write_indices(scores + row, n, find_topk(scores + row, n, k), row, indices + ks.begin(pool));
+    if (k == n) {
+      std::iota(indices + ks.begin(pool), indices + ks.begin(pool) + n, row);
+    } else if (k > 0) {
+      write_indices(scores + row, n, find_topk(scores + row, n, k), row, indices + ks.begin(pool));
+    }
   });
 }
 

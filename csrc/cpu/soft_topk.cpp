@@ -5,6 +5,7 @@
 
 #include "hard_topk.h"
 #include "parallel.h"
+#include "soft_topk.h"
 #include "soft_topk_pool.h"
 
 namespace vs_kernels {
@@ -34,14 +35,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // floa
   return {probs, pools.thresholds, pools.pivots, pools.shifts};
 }
 
-// -> float32 [T]
-Tensor soft_topk_backward(Tensor grad_probs,       // float32 [T]
-                          Tensor grad_thresholds,  // float32 [S]
-                          Tensor scores,           // float32 [T]
-                          Tensor pivots,           // float32 [S]
-                          Tensor shifts,           // float32 [S]
-                          Tensor cu_lengths,       // int64 [S + 1]
-                          double temperature) {
+}  // namespace
+
+Tensor soft_topk_backward(Tensor grad_probs, Tensor grad_thresholds, Tensor scores, Tensor pivots, Tensor shifts,
+                          Tensor cu_lengths, double temperature) {
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
   grad_probs = float_vector(grad_probs, "grad_probs", scores.numel());
@@ -69,5 +66,4 @@ STABLE_TORCH_LIBRARY_IMPL(vs_kernels, CPU, m) {
   m.impl("soft_topk_backward", TORCH_BOX(&soft_topk_backward));
 }
 
-}  // namespace
 }  // namespace vs_kernels

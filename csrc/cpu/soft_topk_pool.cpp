@@ -76,6 +76,20 @@ void soft_probs(float* centred, int64_t n, float shift) {
                 [&](int64_t, int64_t begin, int64_t end) { simd().soft_probs(centred + begin, end - begin, shift); });
 }
 
+double consistency_loss(const float* scores, const float* centred, const uint8_t* mask, int64_t n, SoftScale scale,
+                        double share, float* grad) {
+  const LossSums total = sum_parts(n, [&](int64_t begin, int64_t count) {
+    return simd().consistency_loss(centred + begin, mask + begin, count, scale.shift, grad + begin);
+  });
+  // Where all probabilities are saturated none can move.
+  const float mean = total.slope > 0.0 ? static_cast<float>(total.excess / total.slope) : 0.0f;
+  const float factor = total.slope > 0.0 ? static_cast<float>(share * scale.inverse_temperature) : 0.0f;
+  for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
+    simd().consistency_gradient(scores + begin, end - begin, mean, factor, grad + begin);
+  });
+  return total.loss;
+}
+
 void soft_topk_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float grad_threshold,
                         float* grad_scores) {
   float* slopes = grad_scores;

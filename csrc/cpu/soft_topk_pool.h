@@ -36,6 +36,11 @@ struct SoftPools {
   }
 };
 
+// Sum over a pool of softplus(x_i) - m_i x_i, with x the logits centred_i + scale.shift and m the mask; grad = its
+// gradient on the scores times `share`, perhaps in place of centred; all [n].
+double consistency_loss(const float* scores, const float* centred, const uint8_t* mask, int64_t n, SoftScale scale,
+                        double share, float* grad);
+
 // Gradient of the scores of one pool from those of its probabilities and of its threshold; all [n].
 void soft_topk_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float grad_threshold,
                         float* grad_scores);

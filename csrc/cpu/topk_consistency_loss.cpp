@@ -8,31 +8,11 @@
 #include <vector>
 
 #include "hard_topk.h"
-#include "isa.h"
-#include "part_sums.h"
+#include "parallel.h"
 #include "soft_topk_pool.h"
 
 namespace vs_kernels {
 namespace {
-
-// Sum over a pool, 0 < k < n, of softplus(x_i) - m_i x_i; grad = its gradient on the scores times `share`.
-double pool_loss(const float* scores, int64_t n, int64_t k, double temperature, double share, float* grad) {
-  const HardTopK topk = find_topk(scores, n, k);
-  const std::unique_ptr<uint8_t[]> mask(new uint8_t[n]);
-  write_mask(scores, n, topk, mask.get());
-  float* centred = grad;
-  const SoftScale scale = solve_soft_topk(scores, n, k, topk, inverse_temperature(temperature), centred);
-  const LossSums total = sum_parts(n, [&](int64_t begin, int64_t count) {
-    return simd().consistency_loss(centred + begin, mask.get() + begin, count, scale.shift, grad + begin);
-  });
-  // Where all probabilities are saturated none can move.
-  const float mean = total.slope > 0.0 ? static_cast<float>(total.excess / total.slope) : 0.0f;
-  const float factor = total.slope > 0.0 ? static_cast<float>(share / temperature) : 0.0f;
-  for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
-    simd().consistency_gradient(scores + begin, end - begin, mean, factor, grad + begin);
-  });
-  return total.loss;
-}
 
 // -> loss float32 [], grad_scores float32 [T]
 std::tuple<Tensor, Tensor> topk_consistency_loss(Tensor scores,      // float32 [T]
@@ -43,7 +23,7 @@ std::tuple<Tensor, Tensor> topk_consistency_loss(Tensor scores,      // float32 
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
   const PoolSums ks = pool_ks(cu_ks, lengths);
-  inverse_temperature(temperature);
+  const float inverse = inverse_temperature(temperature);
   const Tensor loss = new_float({});
   const Tensor grad_scores = new_float({scores.numel()});
   const float* score = const_data<float>(scores);
@@ -52,11 +32,16 @@ std::tuple<Tensor, Tensor> topk_consistency_loss(Tensor scores,      // float32 
   std::vector<double> sums(lengths.count());
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
-    if (0 < k && k < n) {
-      sums[pool] = pool_loss(score + row, n, k, temperature, share, grad + row);
-    } else {
+    if (k == 0 || k == n) {
       std::fill_n(grad + row, n, 0.0f);
+      return;
     }
+    const HardTopK topk = find_topk(score + row, n, k);
+    const std::unique_ptr<uint8_t[]> mask(new uint8_t[n]);
+    write_mask(score + row, n, topk, mask.get());
+    float* centred = grad + row;
+    const SoftScale scale = solve_soft_topk(score + row, n, k, topk, inverse, centred);
+    sums[pool] = consistency_loss(score + row, centred, mask.get(), n, scale, share, grad + row);
   });
   double total = 0.0;
   for (const double sum : sums) total += sum;

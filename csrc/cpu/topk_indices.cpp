@@ -36,8 +36,8 @@ Tensor topk_mask(Tensor scores,      // float32 [T]
   uint8_t* kept = data<uint8_t>(mask);
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
-    if (k == 0) {
-      std::fill_n(kept + row, n, uint8_t{0});
+    if (k == 0 || k == n) {
+      std::fill_n(kept + row, n, uint8_t{k > 0});
     } else {
       write_mask(score + row, n, find_topk(score + row, n, k), kept + row);
     }

@@ -169,6 +169,9 @@ Tensors run_all(const Inputs& x) {
   const Tensors soft = keep(call("soft_topk", 4, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
   keep(call("soft_topk_backward", 1, x.grad_scores, x.grad_pools, x.scores, soft[2], soft[3], x.cu_lengths,
             kTemperature));
+  const Tensors both = keep(call("soft_topk_with_loss", 6, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
+  keep(call("soft_topk_with_loss_backward", 1, x.grad_scores, x.grad_pools, both[2], x.scores, both[3], both[4], both[5],
+            x.cu_lengths, kTemperature));
   keep(call("topk_consistency_loss", 2, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
 
   keep(call("gather_tokens", 1, x.tokens, indices));
@@ -254,6 +257,7 @@ int run_refused() {
       [&] { call("topk_mask", 1, x.scores, x.cu_lengths, integers({0, 11, 12}), x.longest); },
       [&] { call("soft_topk", 4, x.scores, x.cu_lengths, integers({0, 3}), x.longest, kTemperature); },
       [&] { call("soft_topk", 4, x.scores, x.cu_lengths, x.cu_ks, x.longest, 0.0); },
+      [&] { call("soft_topk_with_loss", 6, short_scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature); },
       [&] { call("topk_consistency_loss", 2, x.tokens, x.cu_lengths, x.cu_ks, x.longest, kTemperature); },
       [&] { call("gather_tokens", 1, x.tokens, indices); },
       [&] { call("gather_tokens", 1, x.tokens, integers({5, 5})); },

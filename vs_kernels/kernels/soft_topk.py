@@ -26,6 +26,8 @@ def _slopes(scores, start, n, pivot, shift, inverse_temperature, BLOCK: tl.const
 def _soft_topk_bwd_kernel(
     grad_probs,  # float32 [T]
     grad_thresholds,  # float32 [S]; None: zero
+    grad_loss,  # float32 [], with loss_gradient; None: zero
+    loss_gradient,  # float32 [T], of the scores
     scores,  # float32 [T]
     pivots,  # float32 [S]
     shifts,  # float32 [S]
@@ -70,7 +72,10 @@ def _soft_topk_bwd_kernel(
         grad = tl.load(grad_probs + rows, mask=rows < n, other=0.0)
         # The slope comes first in each product: where it is 0, so is the result, however large the other factors are.
         grad = slope * inverse_temperature * (grad - mean - rest) - slope * of_threshold
-        tl.store(grad_scores + begin + rows, tl.where((rows < moving) & finite, grad, 0.0), mask=rows < n)
+        grad = tl.where((rows < moving) & finite, grad, 0.0)
+        if grad_loss is not None:
+            grad += tl.load(grad_loss) * tl.load(loss_gradient + begin + rows, mask=rows < n, other=0.0)
+        tl.store(grad_scores + begin + rows, grad, mask=rows < n)
 
 
 def soft_topk(
@@ -104,13 +109,13 @@ def soft_topk_backward(
 
 def soft_jacobian(
     grad_probs: Tensor, scores: Tensor, pivots: Tensor, shifts: Tensor, cu_lengths: Tensor, temperature: float,
-    grad_thresholds: Tensor | None = None,
+    grad_thresholds: Tensor | None = None, grad_loss: Tensor | None = None, loss_gradient: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Gradient of the scores from that of the probabilities, in one launch."""
+    """Gradient of the scores from those of the probabilities, the thresholds and the loss, in one launch."""
     scores = scores.contiguous()
     grad_scores = torch.empty_like(scores)
     launch(
-        _soft_topk_bwd_kernel, (cu_lengths.shape[0] - 1,), grad_probs.contiguous(), grad_thresholds, scores, pivots,
-        shifts, cu_lengths, grad_scores, 1.0 / temperature, BLOCK=BLOCK, num_warps=8,
+        _soft_topk_bwd_kernel, (cu_lengths.shape[0] - 1,), grad_probs.contiguous(), grad_thresholds, grad_loss,
+        loss_gradient, scores, pivots, shifts, cu_lengths, grad_scores, 1.0 / temperature, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
     return grad_scores

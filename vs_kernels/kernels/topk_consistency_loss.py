@@ -34,8 +34,13 @@ def topk_consistency_loss(
         scores.contiguous(), cu_lengths, cu_ks, max_length, pivots=pivots, shifts=shifts, losses=losses,
         grad_scores=grad_scores, temperature=temperature, share=1.0 / max(1, scores.shape[0]),
     )  # fmt: skip
-    if num_pools == 1:
-        return losses[0], grad_scores
-    loss = scores.new_empty(())
-    launch(_total_kernel, (1,), losses, loss, num_pools, BLOCK=BLOCK, num_warps=4)
-    return loss, grad_scores
+    return total_loss(losses), grad_scores
+
+
+def total_loss(losses: Tensor) -> Tensor:
+    """Sum of the losses of the pools, [S] -> []; no launch for one pool."""
+    if losses.shape[0] == 1:
+        return losses[0]
+    loss = losses.new_empty(())
+    launch(_total_kernel, (1,), losses, loss, losses.shape[0], BLOCK=BLOCK, num_warps=4)
+    return loss

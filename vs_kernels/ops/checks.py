@@ -108,24 +108,24 @@ def _check_layout(value: Tensor, name: str, dense: bool, plan: SelectionPlan) ->
 
 def check_scorer_weights(tokens: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor) -> None:
     """Weights [h, D] and biases [h] of one scorer, on the device of the tokens."""
-    width = tokens.shape[-1]
-    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
-        check_tensor(weight, name)
-        if weight.dim() != 2 or weight.shape[1] != width:
-            raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected [h, {width}], the tokens' width")
-    hidden = q_weight.shape[0]
-    if hidden == 0 or k_weight.shape[0] != hidden:
-        raise ValueError(f"k_weight: got {k_weight.shape[0]} rows, expected {hidden} > 0 as in q_weight")
-    for name, bias in (("q_bias", q_bias), ("k_bias", k_bias)):
-        check_tensor(bias, name)
-        if bias.dim() != 1 or bias.shape[0] != hidden:
-            raise ValueError(
-                f"{name}: got shape {tuple(bias.shape)}, expected [{hidden}], one for each row of q_weight"
-            )
-    for name, value in (("q_weight", q_weight), ("q_bias", q_bias), ("k_weight", k_weight), ("k_bias", k_bias)):
+    width, device = tokens.shape[-1], tokens.device
+    check_tensor(q_weight, "q_weight")
+    if q_weight.dim() != 2 or q_weight.shape[1] != width or q_weight.shape[0] == 0:
+        raise ValueError(f"q_weight: got shape {tuple(q_weight.shape)}, expected [h > 0, {width}], the tokens' width")
+    matrix = q_weight.shape
+    vector = matrix[:1]
+    for name, value, shape in (
+        ("q_weight", q_weight, matrix),
+        ("q_bias", q_bias, vector),
+        ("k_weight", k_weight, matrix),
+        ("k_bias", k_bias, vector),
+    ):
+        check_tensor(value, name)
+        if value.shape != shape:
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {list(shape)} beside q_weight")
         if value.dtype not in TOKEN_DTYPES:
             raise TypeError(f"{name}: got {value.dtype}, expected float32, bfloat16 or float16")
-        check_device(value, name, tokens.device)
+        check_device(value, name, device)
 
 
 def check_indices(indices: Tensor, tokens: Tensor) -> None:

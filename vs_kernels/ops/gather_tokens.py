@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vs_kernels.library import define
+from vs_kernels.ops.autograd import call
 from vs_kernels.ops.checks import check_device, check_indices, check_tensor, packed_tokens
-from vs_kernels.ops.gather_tokens_with import GatherTokensWithFunction
+from vs_kernels.ops.gather_tokens_with import GatherTokensWithFunction, gather_tokens_with
 
 
 @overload
@@ -53,8 +54,10 @@ def gather_tokens(
         _check_extras(rows, position_ids, mask)
     try:
         if not extras:
-            return GatherTokensFunction.apply(rows, indices)
-        kept, positions, kept_mask = GatherTokensWithFunction.apply(rows, indices, position_ids, mask)
+            return call(GatherTokensFunction, _op, rows, indices)
+        kept, positions, kept_mask = call(
+            GatherTokensWithFunction, gather_tokens_with, rows, indices, position_ids, mask
+        )
         results = ((True, kept), (position_ids is not None, positions), (mask is not None, kept_mask))
         return tuple(result for given, result in results if given)
     except RuntimeError as error:

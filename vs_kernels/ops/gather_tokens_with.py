@@ -12,7 +12,7 @@ class GatherTokensWithFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tokens, indices, position_ids, mask):
-        output = _op(tokens, indices, position_ids, mask)
+        output = gather_tokens_with(tokens, indices, position_ids, mask)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(indices)
         ctx.total_tokens = tokens.shape[0]
@@ -43,7 +43,7 @@ def _fake(tokens, indices, position_ids, mask):
     )
 
 
-_op = define(
+gather_tokens_with = define(
     "gather_tokens_with(Tensor tokens, Tensor indices, Tensor? position_ids, Tensor? mask) "
     "-> (Tensor kept, Tensor position_ids, Tensor mask)",
     _kernel,

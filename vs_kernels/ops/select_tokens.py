@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vs_kernels.library import define
+from vs_kernels.ops.autograd import call
 from vs_kernels.ops.checks import check_plan, check_scorer_weights, packed_tokens
 from vs_kernels.plan import SelectionPlan
 from vs_kernels.selection import Selection
@@ -37,10 +38,13 @@ def select_tokens(
     rows = packed_tokens(tokens, plan)
     check_scorer_weights(tokens, q_weight, q_bias, k_weight, k_bias)
     cu_lengths, cu_ks = plan.cu_lengths(tokens.device), plan.cu_ks(tokens.device)
-    kept, indices, scores, _, _, _ = SelectTokensFunction.apply(
-        rows, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, plan.total_kept, plan.max_length
-    )
-    return Selection(kept, indices, scores.view(tokens.shape[:-1]), probs=None, loss=None, plan=plan)
+    kept, indices, scores, _, _, _ = call(
+        SelectTokensFunction, _op, rows, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, plan.total_kept,
+        plan.max_length,
+    )  # fmt: skip
+    if tokens.dim() == 3:
+        scores = scores.view(tokens.shape[:-1])
+    return Selection(kept, indices, scores, probs=None, loss=None, plan=plan)
 
 
 class SelectTokensFunction(torch.autograd.Function):

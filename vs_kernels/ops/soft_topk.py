@@ -6,6 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
+from vs_kernels.ops.autograd import call
 from vs_kernels.ops.checks import check_temperature, packed_scores
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.plan import SelectionPlan
@@ -33,8 +34,8 @@ def soft_topk(scores: Tensor, plan: SelectionPlan, temperature: float = 1.0) -> 
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
     cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
-    probs, thresholds, _, _ = SoftTopKFunction.apply(packed, cu_lengths, cu_ks, plan.max_length, temperature)
-    return probs.view(scores.shape), thresholds
+    probs, thresholds, _, _ = call(SoftTopKFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature)
+    return probs if scores.dim() == 1 else probs.view(scores.shape), thresholds
 
 
 class SoftTopKFunction(torch.autograd.Function):

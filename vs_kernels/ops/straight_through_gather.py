@@ -6,6 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
+from vs_kernels.ops.autograd import call
 from vs_kernels.ops.checks import check_scale, check_temperature, packed_straight_through
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import soft_jacobian, soft_logits, solve
@@ -44,9 +45,10 @@ def straight_through_gather(
     check_temperature(temperature)
     check_scale(scale, "scale")
     cu_lengths, cu_ks = plan.cu_lengths(tokens.device), plan.cu_ks(tokens.device)
-    kept, indices, _, _ = StraightThroughGatherFunction.apply(
-        rows, packed, ranking, cu_lengths, cu_ks, plan.total_kept, plan.max_length, temperature, scale
-    )
+    kept, indices, _, _ = call(
+        StraightThroughGatherFunction, _op, rows, packed, ranking, cu_lengths, cu_ks, plan.total_kept, plan.max_length,
+        temperature, scale,
+    )  # fmt: skip
     return kept, indices
 
 

@@ -6,6 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
+from vs_kernels.ops.autograd import call
 from vs_kernels.ops.checks import check_scale, check_temperature, packed_straight_through
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import solve
@@ -45,7 +46,9 @@ def straight_through_mask(
     rows, packed, ranking = packed_straight_through(tokens, scores, selection_scores, plan)
     check_temperature(temperature)
     check_scale(dropped_scale, "dropped_scale")
-    out, _, _, _ = StraightThroughMaskFunction.apply(
+    out, _, _, _ = call(
+        StraightThroughMaskFunction,
+        _op,
         rows,
         packed,
         ranking,
@@ -55,7 +58,7 @@ def straight_through_mask(
         temperature,
         dropped_scale,
     )
-    return out.view(tokens.shape)
+    return out if tokens.dim() == 2 else out.view(tokens.shape)
 
 
 class StraightThroughMaskFunction(torch.autograd.Function):

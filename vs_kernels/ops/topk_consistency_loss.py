@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
+from vs_kernels.ops.autograd import call
 from vs_kernels.ops.checks import check_temperature, packed_scores
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import soft_logits, solve
@@ -33,7 +34,7 @@ def topk_consistency_loss(scores: Tensor, plan: SelectionPlan, temperature: floa
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
     cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
-    return TopKConsistencyLossFunction.apply(packed, cu_lengths, cu_ks, plan.max_length, temperature)[0]
+    return call(TopKConsistencyLossFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature)[0]
 
 
 class TopKConsistencyLossFunction(torch.autograd.Function):

@@ -28,7 +28,8 @@ def topk_indices(scores: Tensor, plan: SelectionPlan) -> Tensor:
     """
     packed = packed_scores(scores, plan)
     cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
-    return TopKIndicesFunction.apply(packed, cu_lengths, cu_ks, plan.total_kept, plan.max_length)[0]
+    # without a gradient to record, autograd is left out
+    return _op(packed, cu_lengths, cu_ks, plan.total_kept, plan.max_length)
 
 
 class TopKIndicesFunction(torch.autograd.Function):

@@ -25,8 +25,9 @@ def topk_mask(scores: Tensor, plan: SelectionPlan) -> Tensor:
     """
     packed = packed_scores(scores, plan)
     cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
-    (mask,) = TopKMaskFunction.apply(packed, cu_lengths, cu_ks, plan.max_length)
-    return mask.view(scores.shape)
+    # without a gradient to record, autograd is left out
+    mask = _op(packed, cu_lengths, cu_ks, plan.max_length)
+    return mask if scores.dim() == 1 else mask.view(scores.shape)
 
 
 class TopKMaskFunction(torch.autograd.Function):

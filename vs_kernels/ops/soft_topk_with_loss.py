@@ -1,0 +1,104 @@
+"""soft_topk_with_loss: the differentiable Top-K and its consistency loss from one solution."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vs_kernels.library import define
+from vs_kernels.ops.autograd import call
+from vs_kernels.ops.checks import check_temperature, packed_scores
+from vs_kernels.plan import SelectionPlan
+
+
+def soft_topk_with_loss(scores: Tensor, plan: SelectionPlan, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`soft_topk` and :func:`topk_consistency_loss` of the same scores: what one step of soft training needs.
+
+    The hard Top-K and the threshold are found once, in one launch on a GPU, and the backward is one pass over the
+    scores; the two functions called one after the other do all of that twice.
+
+    Args:
+        scores: float32, packed [T] or dense [B, N].
+        plan: pools and how many tokens each keeps.
+        temperature: > 0.
+
+    Returns:
+        probabilities, float32, the shape of ``scores``; thresholds, float32 [S]; the loss, float32 scalar.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or value.
+    """
+    packed = packed_scores(scores, plan)
+    check_temperature(temperature)
+    cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
+    probs, thresholds, loss, _, _, _ = call(
+        SoftTopKWithLossFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature
+    )
+    return probs if scores.dim() == 1 else probs.view(scores.shape), thresholds, loss
+
+
+class SoftTopKWithLossFunction(torch.autograd.Function):
+    """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], max_length, temperature) -> probabilities [T], thresholds [S],
+    loss [], and the backward's pivots [S], shifts [S] and the gradient of the loss [T]."""
+
+    @staticmethod
+    def forward(ctx, scores, cu_lengths, cu_ks, max_length, temperature):
+        output = _op(scores, cu_lengths, cu_ks, max_length, temperature)
+        _, _, _, *parts = output
+        ctx.mark_non_differentiable(*parts)
+        ctx.save_for_backward(scores, *parts, cu_lengths)
+        ctx.temperature = temperature
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_probs, grad_thresholds, grad_loss, *_):
+        grad = _backward_op(grad_probs, grad_thresholds, grad_loss, *ctx.saved_tensors, ctx.temperature)
+        return grad, None, None, None, None
+
+
+def _kernel(scores, cu_lengths, cu_ks, max_length, temperature):
+    arguments = scores, cu_lengths, cu_ks, max_length, temperature
+    probs, thresholds, pivots, shifts = torch.ops.vs_kernels.soft_topk(*arguments)
+    loss, loss_gradient = torch.ops.vs_kernels.topk_consistency_loss(*arguments)
+    return probs, thresholds, loss, pivots, shifts, loss_gradient
+
+
+def _fake(scores, cu_lengths, cu_ks, max_length, temperature):
+    num_pools = cu_lengths.shape[0] - 1
+    thresholds, pivots, shifts = (scores.new_empty(num_pools) for _ in range(3))
+    return torch.empty_like(scores), thresholds, scores.new_empty(()), pivots, shifts, torch.empty_like(scores)
+
+
+def _backward_kernel(
+    grad_probs: Tensor,  # [T]
+    grad_thresholds: Tensor,  # [S]
+    grad_loss: Tensor,  # []
+    scores: Tensor,  # [T]
+    pivots: Tensor,  # [S]
+    shifts: Tensor,  # [S]
+    loss_gradient: Tensor,  # [T]
+    cu_lengths: Tensor,  # [S + 1]
+    temperature: float,
+) -> Tensor:
+    arguments = grad_probs, grad_thresholds, scores, pivots, shifts, cu_lengths, temperature
+    return torch.ops.vs_kernels.soft_topk_backward(*arguments) + grad_loss * loss_gradient
+
+
+def _backward_fake(
+    grad_probs, grad_thresholds, grad_loss, scores, pivots, shifts, loss_gradient, cu_lengths, temperature
+):
+    return torch.empty_like(scores)
+
+
+_op = define(
+    "soft_topk_with_loss(Tensor scores, Tensor cu_lengths, Tensor cu_ks, SymInt max_length, float temperature) "
+    "-> (Tensor probs, Tensor thresholds, Tensor loss, Tensor pivots, Tensor shifts, Tensor loss_gradient)",
+    _kernel,
+    _fake,
+)
+_backward_op = define(
+    "soft_topk_with_loss_backward(Tensor grad_probs, Tensor grad_thresholds, Tensor grad_loss, Tensor scores, "
+    "Tensor pivots, Tensor shifts, Tensor loss_gradient, Tensor cu_lengths, float temperature) -> Tensor",
+    _backward_kernel,
+    _backward_fake,
+)
