@@ -76,12 +76,17 @@ def recall(relevant: Tensor, indices: Tensor) -> float:
 
 
 def soft_accuracy(
-    backbone: nn.Module, task: Task, features: Features, selector: VisionTokenSelector, budget: float
+    backbone: nn.Module,
+    task: Task,
+    features: Features,
+    selector: VisionTokenSelector,
+    budget: float,
+    temperature: float,
 ) -> float:
-    """Accuracy with all tokens, each times its soft Top-K probability: what soft training sees."""
+    """Accuracy with all tokens, each times its soft Top-K probability."""
     scores = selector.scorer(features.tokens)
     plan = SelectionPlan.dense(*scores.shape, budget=budget)
-    probs, _ = soft_topk(scores, plan, 1.0)
+    probs, _ = soft_topk(scores, plan, temperature)
     shares = correct_answers(backbone, task.side, features.tokens * probs[..., None], None, features.batch)
     return shares.mean().item()
 

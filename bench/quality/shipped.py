@@ -12,6 +12,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 SEEDS = (0, 1, 2, 3, 4)
 DEFAULT = "score function"
 SHIPPED_RECIPES = (DEFAULT, "soft")
+# The noise on the scores that the default recipe ends with. The soft Top-K at this temperature is about the probability
+# of a token to be kept under that noise, so it is the soft selection that this training has seen.
+LAST_NOISE = 0.2
 
 
 def backbone_path(name: str) -> Path:

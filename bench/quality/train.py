@@ -12,7 +12,7 @@ from bench.quality.answering import correct_answers, make_features
 from bench.quality.backbone import load_backbone, train_backbone
 from bench.quality.evaluate import recall
 from bench.quality.model import TEXT_WIDTH
-from bench.quality.recipes import BATCH, PHASES, STEPS, train_selector
+from bench.quality.recipes import BATCH, PHASES, SMALL_BATCHES, STEPS, train_selector
 from bench.quality.shipped import SEEDS, SHIPPED_RECIPES, WEIGHTS, backbone_path, selector_path
 
 VALIDATION_SEED, TRAINING_SEED = 7, 11
@@ -23,7 +23,8 @@ BACKBONES = {
     "digits_early": (digits.TASKS[0], 1000, 400),
     "shapes": (shapes.TASK, 800, None),
 }
-LONG_SEQUENCE = ("soft", "blend", "mask", "soft, then gather")  # recipes that train on all tokens
+# Recipes that train on all tokens.
+LONG_SEQUENCE = ("soft", "soft, small batches", "blend", "mask", "soft, then gather")
 COMPARED_BACKBONES = ("digits", "digits_early")
 COMPARISON = WEIGHTS / "comparison.jsonl"
 
@@ -72,10 +73,12 @@ def compare(console: Console) -> None:
         if (*key, recipe, seed) in done:
             continue
         task, backbone, training, validation = sets[key]
-        trained = train_selector(backbone, task, training, recipe, seed)
+        batch = SMALL_BATCHES.get(recipe, BATCH)
+        steps = STEPS * BATCH // batch
+        trained = train_selector(backbone, task, training, recipe, seed, steps, batch)
         record = {
-            "backbone": key[0], "task": key[1], "recipe": recipe, "seed": seed, "steps": STEPS,
-            "batch": BATCH, "pictures": COMPARED_PICTURES, "step_seconds": trained.step_seconds,
+            "backbone": key[0], "task": key[1], "recipe": recipe, "seed": seed, "steps": steps,
+            "batch": batch, "pictures": COMPARED_PICTURES, "step_seconds": trained.step_seconds,
         }  # fmt: skip
         for budget in (0.2, 0.1):
             indices = methods.learned(trained.selector)(validation, budget)

@@ -84,7 +84,7 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
     from bench.quality.answering import make_features
     from bench.quality.evaluate import Row, evaluate, soft_accuracy
     from bench.quality.figures import draw_accuracy, draw_contact_sheet
-    from bench.quality.shipped import DEFAULT, shipped_backbone, shipped_selectors
+    from bench.quality.shipped import DEFAULT, LAST_NOISE, shipped_backbone, shipped_selectors
     from bench.quality.summary import LEARNED, ORACLE, SOFT, StepTimes, failures, table
 
     facts = environment(torch.device("cpu")) | {"pictures": args.pictures, "validation_seed": VALIDATION_SEED}
@@ -112,7 +112,7 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
                 rows.append(row)
                 status.update(f"{task.title}: {row.method} at {row.budget:.0%}")
         console.print(table(task.title[0].upper() + task.title[1:], rows))
-        soft = [soft_accuracy(backbone, task, features, selector, 0.2) for selector in selectors]
+        soft = [soft_accuracy(backbone, task, features, each, 0.2, LAST_NOISE) for each in selectors]
         soft_accuracies[task.name] = statistics.mean(soft)
         if not sheet or task.name == "tiles":
             sheet = {"features": features[:SHOWN_PICTURES], "methods": chosen, "title": task.title}
@@ -142,6 +142,7 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
     summary = facts | {
         "rows": [row._asdict() for rows in by_task.values() for row in rows],
         "soft_accuracies": soft_accuracies,
+        "soft_temperature": LAST_NOISE,
         "step_seconds": step_times and dict(zip(("soft", DEFAULT), step_times, strict=True)),
         "missed": missed,
     }

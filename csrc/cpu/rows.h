@@ -54,7 +54,7 @@ struct RowResults {
   Tensor tensor;
   char* data;
   int64_t row_bytes;
-  // Written past the caches: those it would fill are better left to what is still needed.
+  // Written past the caches, where it would fill them; a smaller result is still there for whoever reads it next.
   bool past_caches;
 
   RowResults(const Rows& like, int64_t count)
@@ -84,7 +84,7 @@ struct RowResults {
   }
 
  private:
-  static constexpr int64_t kLargeResult = int64_t{1} << 20;
+  static constexpr int64_t kLargeResult = int64_t{1} << 23;
   static constexpr int64_t kLine = 64;
 };
 
