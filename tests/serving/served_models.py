@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -20,42 +19,10 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from bench.serve_model import CHAT_TEMPLATE, SPECIAL, byte_tokenizer
 from vs_kernels import ImportanceScorer, VisionTokenSelector
 
 HIDDEN_SIZE = 128
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-           "<|video_pad|>")  # fmt: skip
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
-    "{% if part.type == 'text' %}{{ part.text }}"
-    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """One token for every byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        model_max_length=8192,
-        extra_special_tokens={
-            "image_token": "<|image_pad|>",
-            "video_token": "<|video_pad|>",
-            "vision_bos_token": "<|vision_start|>",
-            "vision_eos_token": "<|vision_end|>",
-        },
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 def _configs(tokenizer: PreTrainedTokenizerFast, **text: Any) -> dict[str, Any]:
@@ -96,7 +63,7 @@ def _save(folder: Path, model: PreTrainedModel, processor: Any) -> Path:
 
 
 def qwen2_5_vl(folder: Path) -> Path:
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer()
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6}
     vision = {
         "depth": 2,
@@ -121,7 +88,7 @@ def qwen2_5_vl(folder: Path) -> Path:
 
 
 def qwen3_vl(folder: Path) -> Path:
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer()
     rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 1e6}
     vision = {
         "depth": 3,

@@ -11,8 +11,9 @@ import skimage.data
 import torch
 from PIL import Image
 from requests_and_truth import IMAGE, Answer, Request, Truth
-from server import chat, extra, png, serve
+from server import chat, extra, png
 
+from bench.serve_server import serve
 from vs_kernels.integrations.vllm.settings import SETTING
 
 PHOTOS = {
