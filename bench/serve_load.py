@@ -46,9 +46,9 @@ class Load(NamedTuple):
     def requests_per_second(self) -> float:
         return len(self.replies) / self.seconds
 
-    def first_token_s(self, percent: int) -> float:
-        """A percentile of the time to the first token, interpolated between the answers."""
-        values = [reply.first_token_s for reply in self.replies]
+    def percentile(self, percent: int, of: str) -> float:
+        """A percentile of ``first_token_s`` or ``total_s``, interpolated between the answers."""
+        values = [getattr(reply, of) for reply in self.replies]
         if len(values) == 1:
             return values[0]
         return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

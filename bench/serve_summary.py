@@ -21,15 +21,18 @@ class Row(NamedTuple):
 
     Attributes:
         requests_per_second: median of the rounds.
-        p50_s, p95_s: time to the first token over the requests of all rounds.
+        first_p50_s, first_p95_s: time to the first token over the requests of all rounds.
+        answer_p50_s, answer_p95_s: time to the last token.
         kv_tokens: tokens in the KV cache per request.
     """
 
     server: str
     concurrency: int
     requests_per_second: float
-    p50_s: float
-    p95_s: float
+    first_p50_s: float
+    first_p95_s: float
+    answer_p50_s: float
+    answer_p95_s: float
     kv_tokens: float
 
 
@@ -39,9 +42,8 @@ def summarise(loads: Mapping[tuple[str, int], Sequence[Load]]) -> list[Row]:
     for (server, concurrency), rounds in loads.items():
         every = Load(0.0, [reply for load in rounds for reply in load.replies])
         throughput = statistics.median(load.requests_per_second for load in rounds)
-        rows.append(
-            Row(server, concurrency, throughput, every.first_token_s(50), every.first_token_s(95), every.kv_tokens)
-        )
+        times = [every.percentile(percent, of) for of in ("first_token_s", "total_s") for percent in (50, 95)]
+        rows.append(Row(server, concurrency, throughput, *times, every.kv_tokens))
     return rows
 
 
@@ -61,7 +63,7 @@ def failures(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row], budget: float) -> Table:
-    shown = Table("clients", "server", "requests/s", "", "first token p50", "p95", "KV tokens/request", box=None)
+    shown = Table("clients", "server", "requests/s", "", "first token", "p95", "answer", "p95", "KV tokens", box=None)
     for column in shown.columns[2:]:
         column.justify = "right"
     gains = speedups(rows)
@@ -72,8 +74,7 @@ def table(rows: Sequence[Row], budget: float) -> Table:
             f"budget {budget:g}" if chosen else row.server,
             f"{row.requests_per_second:.2f}",
             f"{gains[row.concurrency]:.2f}x" if chosen else "",
-            f"{row.p50_s:.2f} s",
-            f"{row.p95_s:.2f} s",
+            *(f"{seconds:.2f} s" for seconds in row[3:7]),
             f"{row.kv_tokens:.0f}",
             style="bold" if chosen else "",
         )
@@ -85,24 +86,28 @@ def draw(path: Path, rows: Sequence[Row], budget: float, notes: Sequence[str]) -
     counts = sorted({row.concurrency for row in rows})
     gains = speedups(rows)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 5.4), dpi=160)
-        rate, first = figure.subplots(1, 2)
-        figure.subplots_adjust(0.07, 0.13, 0.98, 0.7, wspace=0.2)
+        figure = Figure(figsize=(12, 5.4), dpi=160)
+        rate, first, answer = figure.subplots(1, 3)
+        figure.subplots_adjust(0.05, 0.13, 0.98, 0.7, wspace=0.2)
         for side, server in ((-0.2, PLAIN), (0.2, SELECTING)):
             name = server if server == PLAIN else f"budget {budget:g}"
             of_server: dict[int, Any] = {row.concurrency: row for row in rows if row.server == server}
             places = [index + side for index in range(len(counts))]
             rates = [of_server[count].requests_per_second for count in counts]
             rate.bar(places, rates, 0.38, color=COLORS[server], label=name)
-            medians = [of_server[count].p50_s for count in counts]
-            tails = [of_server[count].p95_s - of_server[count].p50_s for count in counts]
-            first.bar(places, medians, 0.38, color=COLORS[server], label=name)
-            first.errorbar(places, medians, [[0] * len(counts), tails], fmt="none", ecolor=INK, capsize=4, linewidth=1)
+            for axes, what in ((first, "first"), (answer, "answer")):
+                medians = [getattr(of_server[count], f"{what}_p50_s") for count in counts]
+                tails = [
+                    getattr(of_server[count], f"{what}_p95_s") - p50 for count, p50 in zip(counts, medians, strict=True)
+                ]
+                axes.bar(places, medians, 0.38, color=COLORS[server])
+                axes.errorbar(places, medians, [[0] * len(counts), tails], fmt="none", ecolor=INK, capsize=4)
             if server == SELECTING:
                 for count, place, height in zip(counts, places, rates, strict=True):
                     label = f"{gains[count]:.2f}x"
                     rate.annotate(label, (place, height), (0, 4), textcoords="offset points", ha="center", color=INK)
-        for axes, title in ((rate, "requests per second"), (first, "seconds to the first token: median, and p95")):
+        titles = ("requests per second", "seconds to the first token, and p95", "seconds to the last token, and p95")
+        for axes, title in zip((rate, first, answer), titles, strict=True):
             axes.set_title(title, loc="left", fontsize=12, color=INK)
             axes.set_xticks(range(len(counts)), [str(count) for count in counts])
             axes.set_xlabel("clients at once")

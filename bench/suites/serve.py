@@ -134,6 +134,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(note, soft_wrap=True)
     console.print()
     console.print(serve_summary.table(rows, args.budget))
+    console.print("First token and answer: medians, seconds since the request; KV tokens: per request.", style="dim")
     console.print(f"\n{summary['seconds']:.0f} s in all")
     for name in (CHART, RECORDS, SUMMARY):
         console.print(f"  {args.out / name}", soft_wrap=True)

@@ -94,6 +94,12 @@ def test_no_budget_for_all_requests_in_the_options_of_the_processor(models: dict
         config(models["qwen2_5_vl"], {"selector": "uniform_grid"}, mm_processor_kwargs={"budget": 0.3})
 
 
+def test_adapters_of_the_language_model_alone(models: dict[str, Path]) -> None:
+    config(models["qwen2_5_vl"], {"selector": "uniform_grid"}, enable_lora=True)
+    with pytest.raises(ValueError, match="enable_tower_connector_lora: got True"):
+        config(models["qwen2_5_vl"], {"selector": "uniform_grid"}, enable_lora=True, enable_tower_connector_lora=True)
+
+
 def test_a_model_that_reads_text_alone(models: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="a model that reads text alone"):
         config(models["qwen2_5_vl"], {"selector": "uniform_grid"}, language_model_only=True)

@@ -64,6 +64,11 @@ def switch_on(config: Any, given: Any) -> None:
         )
     if "budget" in (multimodal.mm_processor_kwargs or {}):
         raise ValueError(f"mm_processor_kwargs: got a budget for all requests, expected it in {SETTING}.budget")
+    if config.lora_config is not None and config.lora_config.enable_tower_connector_lora:
+        raise ValueError(
+            "enable_tower_connector_lora: got True, expected adapters of the language model alone; vLLM counts the "
+            "tokens of the encoder by the placeholders of a prompt, of which there are fewer"
+        )
     settings = ServingSettings.of(given, model.model, model.hf_text_config.hidden_size)
     # The config of the model goes to every process, in which plugins only know the environment.
     setattr(model.hf_config, SETTING, settings._asdict())
