@@ -5,15 +5,17 @@ import io
 import json
 import statistics
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import httpx
 from PIL import Image
 
 from bench.serve_server import NAME
 
+ANSWER_LIMIT = 600
 QUESTION = "What is in this picture, and where?"
 
 
@@ -81,29 +83,31 @@ def run(address: str, bodies: Sequence[dict[str, Any]], concurrency: int) -> Loa
     """Send all requests from ``concurrency`` clients.
 
     Raises:
-        httpx.HTTPError: the server refused one, or is gone.
+        OSError: the server refused one, or is gone.
     """
-    limits = httpx.Limits(max_connections=concurrency)
-    with httpx.Client(base_url=address, timeout=600, limits=limits) as client, ThreadPoolExecutor(concurrency) as pool:
+    with ThreadPoolExecutor(concurrency) as pool:
         started = time.perf_counter()
-        replies = list(pool.map(lambda one: _ask(client, one), bodies))
+        replies = list(pool.map(lambda one: _ask(address, one), bodies))
         return Load(time.perf_counter() - started, replies)
 
 
-def _ask(client: httpx.Client, body: dict[str, Any]) -> Reply:
+def _ask(address: str, body: dict[str, Any]) -> Reply:
+    request = urllib.request.Request(
+        f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     started, first, usage = time.perf_counter(), None, {}
-    with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.is_error:
-            response.read()
-            raise httpx.HTTPError(f"{response.status_code}: {response.text}")
-        for line in response.iter_lines():
-            if not line.startswith("data: {"):
-                continue
-            event = json.loads(line.removeprefix("data: "))
-            if first is None and any(choice.get("token_ids") for choice in event["choices"]):
-                first = time.perf_counter() - started
-            usage = event.get("usage") or usage
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_LIMIT) as response:
+            for line in response:
+                if not line.startswith(b"data: {"):
+                    continue
+                event = json.loads(line.removeprefix(b"data: "))
+                if first is None and any(choice.get("token_ids") for choice in event["choices"]):
+                    first = time.perf_counter() - started
+                usage = event.get("usage") or usage
+    except urllib.error.HTTPError as error:
+        raise OSError(f"the server answered {error.code}: {error.read().decode()}") from error
     total = time.perf_counter() - started
     if first is None:
-        raise httpx.HTTPError("an answer without tokens")
+        raise OSError("the server answered without tokens")
     return Reply(first, total, usage["prompt_tokens"], usage["completion_tokens"])

@@ -6,10 +6,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-
-import httpx
 
 NAME = "served"
 START_LIMIT = 300
@@ -55,8 +54,7 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     while time.monotonic() < limit:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}:\n{log.read_text()[-5000:]}")
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{address}/health").status_code == 200:
-                return
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=10):
+            return
         time.sleep(0.5)
     raise TimeoutError(f"the server did not start in {START_LIMIT} s:\n{log.read_text()[-5000:]}")

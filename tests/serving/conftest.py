@@ -14,8 +14,9 @@ HAS_VLLM = any(
 )
 collect_ignore_glob = [] if HAS_VLLM else ["test_*.py"]
 
-# Before vLLM is imported: one process, no core of its own for every thread.
-os.environ |= serve_server.ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+if HAS_VLLM:
+    # Before vLLM is imported: one process, no core of its own for every thread.
+    os.environ |= serve_server.ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")
