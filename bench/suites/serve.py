@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     from bench import serve_load, serve_model, serve_summary
     from bench.serve_server import serve
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     facts: dict[str, Any] = environment(torch.device("cpu")) | {"vllm": vllm_version(), "seed": SEED}
     facts |= {"budget": args.budget, "visual_tokens": VISUAL_TOKENS, "new_tokens": NEW_TOKENS, "rounds": args.rounds}
     side = int(VISUAL_TOKENS**0.5) * PATCH

@@ -22,7 +22,7 @@ def install() -> None:
     original = VllmConfig.try_verify_and_update_config
     if not hasattr(original, SETTING):
         VllmConfig.try_verify_and_update_config = _reading_setting(original)
-    if current_platform.is_cpu():
+    if current_platform.is_cpu() and _version_is_supported():
         from vs_kernels.integrations.vllm import cpu_runner
 
         cpu_runner.install()
@@ -50,9 +50,8 @@ def switch_on(config: Any, given: Any) -> None:
     # A drafter of speculative decoding reads the embeddings that the model made.
     if model is None or model.runner_type == "draft" or hasattr(model.hf_config, SETTING):
         return
-    version = vllm_version()
-    if not SpecifierSet(SUPPORTED_VLLM).contains(version, prereleases=True):
-        raise ValueError(f"{SETTING}: got vLLM {version}, expected {SUPPORTED_VLLM}")
+    if not _version_is_supported():
+        raise ValueError(f"{SETTING}: got vLLM {vllm_version()}, expected {SUPPORTED_VLLM}")
     if model.architecture not in ARCHITECTURES:
         raise ValueError(f"{SETTING}: got a model {model.architecture}, expected one of {sorted(ARCHITECTURES)}")
     multimodal = model.multimodal_config
@@ -75,3 +74,7 @@ def switch_on(config: Any, given: Any) -> None:
     model.hf_config.architectures = [PREFIX + model.architecture]
     # The switch of the path through which embeddings bring positions; its value is read by vLLM's own methods alone.
     multimodal.video_pruning_rate = 0.5
+
+
+def _version_is_supported() -> bool:
+    return SpecifierSet(SUPPORTED_VLLM).contains(vllm_version(), prereleases=True)
