@@ -57,7 +57,8 @@ $(INSTALLED): $(VENV)/torch pyproject.toml setup.py $(wildcard build_backend/*.p
 	$(VENV)/bin/python -m pip install -e '.[demo,dev]'
 	touch $@
 
-$(VLLM)/installed: $(addprefix tests/serving/,requirements.txt torchvision_ops.py) pyproject.toml setup.py
+$(VLLM)/installed: $(addprefix tests/serving/,requirements.txt torchvision_ops.py) pyproject.toml setup.py \
+  $(wildcard build_backend/*.py csrc/*/* csrc/*/*/*)
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install $(TORCH)
 	$(VLLM)/bin/python -m pip install --no-deps -r tests/serving/requirements.txt

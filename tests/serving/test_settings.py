@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from requests_and_truth import image
 from safetensors.torch import load_file, save_file
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import ProcessorInputs
 
 from vs_kernels import ImportanceScorer, VisionTokenSelector, checkpoints
 from vs_kernels.integrations.vllm import hook
@@ -140,3 +143,22 @@ def test_the_digest_follows_the_weights(models: dict[str, Path], tmp_path: Path)
         for folder in (models["selector"], tmp_path)
     }
     assert len(digests) == 2
+
+
+def keys(model: Path, setting: dict[str, Any], uuid: str | None = None, **options: Any) -> str:
+    """The key of one image in the caches."""
+    processor = MULTIMODAL_REGISTRY.create_processor(config(model, setting).model_config)
+    items = processor.info.parse_mm_data({"image": [image(112, 140)]})
+    uuids = None if uuid is None else {"image": [uuid]}
+    (key,) = processor._get_mm_hashes(ProcessorInputs([], items, uuids, options))["image"]
+    return key
+
+
+@pytest.mark.parametrize("uuid", [None, "a name that the client gave"])
+def test_the_key_of_an_image_follows_budget_and_scorer(models: dict[str, Path], uuid: str | None) -> None:
+    model, selector = models["qwen2_5_vl"], str(models["selector"])
+    plain = keys(model, {"selector": selector, "budget": 0.5}, uuid)
+    assert keys(model, {"selector": selector, "budget": 0.5}, uuid) == plain
+    assert keys(model, {"selector": selector, "budget": 0.2}, uuid) != plain
+    assert keys(model, {"selector": "uniform_grid", "budget": 0.5}, uuid) != plain
+    assert keys(model, {"selector": selector, "budget": 0.2}, uuid, budget=0.5) == plain
