@@ -4,12 +4,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 INSTALLED := $(VENV)/installed
+VLLM := .venv-vllm
 
 # For `make wheel`: another toolkit, other architectures, as in
 #   make wheel CUDA_HOME=/usr/local/cuda-12.8 VS_KERNELS_CUDA_ARCHS="80 90"
 export CUDA_HOME VS_KERNELS_CUDA VS_KERNELS_CUDA_ARCHS
 
-.PHONY: demo test test-all lint gates sanitize wheel test-wheel clean
+.PHONY: demo test test-all test-vllm lint gates sanitize wheel test-wheel clean
 
 demo: $(INSTALLED)  ## prefill with and without selection, on a real photo; what a trained selector keeps
 	$(VENV)/bin/python -m bench prefill
@@ -20,6 +21,9 @@ test: $(INSTALLED)  ## the whole test suite
 
 test-all: $(INSTALLED)  ## every operator test in Triton's interpreter as well: an hour
 	$(VENV)/bin/python -m pytest --all
+
+test-vllm: $(VLLM)/installed  ## the vLLM plugin, in an environment of its own: Python >= 3.11, 4 GB
+	$(VLLM)/bin/python -m pytest tests/serving
 
 lint: $(INSTALLED)  ## style and types
 	$(VENV)/bin/ruff check .
@@ -53,5 +57,15 @@ $(INSTALLED): $(VENV)/torch pyproject.toml setup.py $(wildcard build_backend/*.p
 	$(VENV)/bin/python -m pip install -e '.[demo,dev]'
 	touch $@
 
+$(VLLM)/installed: $(addprefix tests/serving/,requirements.txt torchvision_ops.py) pyproject.toml setup.py \
+  $(wildcard build_backend/*.py csrc/*/* csrc/*/*/*)
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install $(TORCH)
+	$(VLLM)/bin/python -m pip install --no-deps -r tests/serving/requirements.txt
+	$(VLLM)/bin/python tests/serving/torchvision_ops.py \
+	  "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(VLLM)/bin/python -m pip install --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist out *.egg-info vs_kernels/*.so
+	rm -rf $(VENV) $(VLLM) build dist out *.egg-info vs_kernels/*.so
