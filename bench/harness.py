@@ -1,12 +1,14 @@
-"""What every suite shares: facts about the machine, a clock, interleaved rounds, quantiles, JSON lines."""
+"""What every suite shares: facts about the machine, a clock, interleaved rounds, quantiles, records that resume."""
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +19,8 @@ import torch
 
 import vs_kernels
 from vs_kernels.library import cpu_isa
+
+ROOT = Path(__file__).resolve().parents[1]
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -58,12 +62,32 @@ def environment(device: torch.device) -> dict[str, str | int | float]:
         "torch": torch.__version__,
         "vs_kernels": vs_kernels.__version__,
         "cpu_kernels": f"C++ ({cpu_isa()})" if cpu_isa() else "PyTorch",
+        "commit": _commit(),
+        "source": _source_digest(),
     }
     try:
         facts["transformers"] = importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
         facts["transformers"] = "not installed"
     return facts
+
+
+def _commit() -> str:
+    """What git calls the state of this checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
+
+
+def _source_digest() -> str:
+    """A digest of the library, compiled parts included, and of the benchmarks."""
+    digest = hashlib.sha256()
+    for folder in (Path(vs_kernels.__file__).parent, Path(__file__).parent):
+        for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.so")]):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _cpu_model() -> str:
@@ -83,6 +107,21 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type != "cpu":
         peak["allocated"] = torch.accelerator.max_memory_allocated(device)
     return peak
+
+
+def peak_during(device: torch.device, call: Callable[[], Result]) -> tuple[Result, int | None]:
+    """The result of a call, and the most memory that was in use meanwhile: resident in this process, or allocated on
+    an accelerator, in bytes; None where the system does not tell."""
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+        return call(), torch.accelerator.max_memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    except OSError:
+        return call(), None
+    result = call()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return result, int(status["VmHWM"].split()[0]) * 1024
 
 
 class Seconds(NamedTuple):
@@ -147,18 +186,74 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 class Recorder:
-    """Writes JSON lines, each on disk before the next measurement starts."""
+    """Writes JSON lines, each on disk before the next measurement starts, and takes up a run that was interrupted.
 
-    def __init__(self, path: Path):
+    Args:
+        path: the file.
+        facts: of the run: machine, versions, options. They are written first. Where ``path`` holds a run with the
+            same facts that did not reach its end, its records stay and :meth:`find` gives them. None: a new file.
+
+    Attributes:
+        records: all that the file holds.
+        resumed: a sentence where a run was taken up; else empty.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any] | None = None):
         self.path = path
-        self._file = path.open("w")
+        self.records = [] if facts is None else _unfinished(path, facts)
+        self.resumed = f"took up {len(self.records) - 1} records of an interrupted run" if self.records else ""
+        # By way of a second file: a machine that stops here must not lose what was measured.
+        again = path.with_name(path.name + ".part")
+        again.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        again.replace(path)
+        self._file = path.open("a")
+        if facts is not None and not self.records:
+            self.write("run", **facts)
 
     def write(self, kind: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"record": kind, **fields}) + "\n")
+        line = json.dumps({"record": kind, **fields})
+        self._file.write(line + "\n")
         self._file.flush()
+        self.records.append(json.loads(line))
+
+    def find(self, kind: str, **fields: Any) -> dict[str, Any] | None:
+        """The record of this kind with these fields, written now or before an interruption; None: there is none."""
+        wanted = _as_read({"record": kind, **fields})
+        for record in self.records:
+            if all(record.get(name) == value for name, value in wanted.items()):
+                return record
+        return None
+
+    def finish(self) -> None:
+        """Note that the run is whole: the next one with the same facts begins anew."""
+        self.write("end")
 
     def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; a last line that was cut off while it was written is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not a record: {error}") from None
+    return records
+
+
+def _unfinished(path: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    records = read_records(path)
+    if not records or records[-1]["record"] == "end" or records[0] != _as_read({"record": "run", **facts}):
+        return []
+    return records
+
+
+def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(record))

@@ -26,6 +26,8 @@ class Pair(NamedTuple):
         verify: raises unless results are right.
         verify_theirs: the same for a competitor that computes something else.
         moved: bytes that ours reads and writes at least; None where it works in the caches.
+        flops, their_flops: floating-point operations of a call; None where there are hardly any.
+        their_moved: bytes that theirs reads and writes at least.
     """
 
     ours: Call
@@ -33,6 +35,9 @@ class Pair(NamedTuple):
     verify: Verify
     verify_theirs: Verify | None = None
     moved: int | None = None
+    flops: int | None = None
+    their_moved: int | None = None
+    their_flops: int | None = None
 
 
 class Case(NamedTuple):
@@ -116,14 +121,35 @@ def _bytes(*tensors: Tensor) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+def collapsed_flops(length: int, width: int, hidden: int) -> int:
+    """Of the scores without the N x N matrix: mean, two products with a vector, one dot product a token."""
+    return 3 * length * width + 4 * hidden * width
+
+
+def definition_flops(length: int, width: int, hidden: int) -> int:
+    return 4 * length * width * hidden + 2 * length**2 * hidden
+
+
+def definition_bytes(x: Inputs) -> int:
+    """Tokens and weights read, queries and keys written and read, the N x N matrix written and read."""
+    length, hidden = len(x.tokens), len(x.weights[1])
+    return x.tokens.nbytes + _bytes(*x.weights) + (4 * length * hidden + 2 * length**2) * x.tokens.element_size()
+
+
 def _scores(work: Workload, length: int, dtype: torch.dtype, competitor: Callable[..., Tensor]) -> Pair:
     x = work.inputs(length, dtype)
     true, single = work.true_scores(length, dtype)
+    sizes = work.sizes.width, work.sizes.hidden
+    published_work = {}
+    if competitor is published.importance_scores:
+        published_work = {"their_moved": definition_bytes(x), "their_flops": definition_flops(length, *sizes)}
     return Pair(
         lambda: (vs_kernels.importance_scores(x.tokens, *x.weights, x.plan),),
         lambda: (competitor(x.tokens, *x.weights),),
         near([true], [single]),
         moved=2 * x.tokens.nbytes + _bytes(*x.weights),
+        flops=collapsed_flops(length, *sizes),
+        **published_work,
     )
 
 
@@ -280,4 +306,7 @@ def _select(work: Workload, length: int, alone: bool = False) -> Pair:
         None if alone else lambda: published.select_tokens(x.tokens, *x.weights, x.plan.total_kept)[:3],
         verify,
         moved=2 * x.tokens.nbytes + _bytes(*x.weights) + 2 * x.plan.total_kept * x.tokens[0].nbytes,
+        flops=collapsed_flops(length, work.sizes.width, work.sizes.hidden),
+        their_moved=None if alone else definition_bytes(x),
+        their_flops=None if alone else definition_flops(length, work.sizes.width, work.sizes.hidden),
     )

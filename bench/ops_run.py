@@ -28,6 +28,7 @@ class Row(NamedTuple):
             it works in the caches.
         cores: that the machine gave meanwhile.
         note: what a reader must know of the competitor, empty as a rule.
+        moved, flops, their_moved, their_flops: work of a call, as :class:`bench.ops_cases.Pair` has it.
     """
 
     operator: str
@@ -42,6 +43,10 @@ class Row(NamedTuple):
     bandwidth: float | None
     cores: float
     note: str
+    moved: int | None = None
+    flops: int | None = None
+    their_moved: int | None = None
+    their_flops: int | None = None
 
     @property
     def met(self) -> bool | None:
@@ -83,6 +88,10 @@ def measure(case: Case, work: Workload, timer: Timer) -> Row:
         bandwidth=pair.moved and pair.moved / ours.median / work.stream.bandwidth,
         cores=cores,
         note=note or _few_calls(case, theirs),
+        moved=pair.moved,
+        flops=pair.flops,
+        their_moved=pair.their_moved,
+        their_flops=pair.their_flops,
     )
 
 

@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from bench.ops_run import Row
+from bench.ops_timing import Timing
 
 UNDISTURBED = 0.9  # share of the cores asked for, below which other programs had a hand in the times
 
@@ -64,6 +65,14 @@ def record(row: Row) -> dict[str, Any]:
     """A row as it is written down: times in seconds, ``figure`` and ``target`` in ``unit``."""
     theirs = row.theirs.record() if row.theirs else None
     return {**row._asdict(), "met": row.met, "ours": row.ours.record(), "theirs": theirs}
+
+
+def from_record(record: dict[str, Any]) -> Row:
+    """The row that :func:`record` wrote down."""
+    fields = {name: record[name] for name in Row._fields}
+    for who in ("ours", "theirs"):
+        fields[who] = fields[who] and Timing.from_record(fields[who])
+    return Row(**fields)
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

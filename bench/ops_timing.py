@@ -22,11 +22,12 @@ PROBE_SIZE = 512  # of a matrix product that keeps all threads busy for some mil
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: one entry for every sample, each the mean over ``batch`` calls."""
+    """Seconds of one call: one entry for every sample, each the mean over ``batch`` calls, ``per_round`` a round."""
 
     wall: list[float]
     process: list[float]
     batch: int
+    per_round: int = 1
 
     @property
     def median(self) -> float:
@@ -42,9 +43,14 @@ class Timing(NamedTuple):
             "wall": quantiles(self.wall),
             "process": quantiles(self.process),
             "calls_per_sample": self.batch,
+            "samples_per_round": self.per_round,
             "wall_s": self.wall,
             "process_s": self.process,
         }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Timing":
+        return cls(record["wall_s"], record["process_s"], record["calls_per_sample"], record["samples_per_round"])
 
 
 class Timer:
@@ -88,7 +94,7 @@ class Timer:
             for name, call in repeated.items():
                 batch = math.ceil(SAMPLE_SECONDS / typical[name])
                 samples = max(1, min(MOST_SAMPLES, int(share / rounds / (batch * typical[name]))))
-                timings[name] = Timing([], [], batch)
+                timings[name] = Timing([], [], batch, samples)
                 blocks[name] = partial(self._samples, call, samples, batch)
             for number, name, block in interleaved(blocks, rounds):
                 timings[name].wall.extend(sample.wall for sample in block)
@@ -122,6 +128,14 @@ class Timer:
         wall, process = time.perf_counter(), time.process_time()
         self._probe @ self._probe
         return (time.process_time() - process) / (time.perf_counter() - wall)
+
+
+def measured_matrix_rate(size: int, device: torch.device, timer: Timer, dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations per second of a matrix product of ``size`` rows and columns, the median."""
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    calls = {"product": lambda: matrix @ matrix}
+    timings, _ = timer.compare(calls, {"product": timer.first(calls["product"])[1]})
+    return 2 * size**3 / timings["product"].median
 
 
 class Stream:

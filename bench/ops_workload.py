@@ -25,6 +25,7 @@ class Sizes(NamedTuple):
     small: int = 256
     small_width: int = 2048
     stream_bytes: int = 2**30
+    matrix: int = 2048
 
 
 class Workload:

@@ -16,7 +16,18 @@ from vs_kernels import SelectionPlan, reference
 from vs_kernels.verify import Inputs
 
 CPU = torch.device("cpu")
-TINY = Sizes(width=16, hidden=8, short=24, middle=40, long=64, longest=96, small=32, small_width=16, stream_bytes=2**17)
+TINY = Sizes(
+    width=16,
+    hidden=8,
+    short=24,
+    middle=40,
+    long=64,
+    longest=96,
+    small=32,
+    small_width=16,
+    stream_bytes=2**17,
+    matrix=32,
+)
 N, K = 61, 12
 
 
@@ -166,8 +177,8 @@ def test_a_run_measures_every_operator_and_fails_a_check(tiny, tmp_path, capsys)
     assert tiny("--threads", "1", "--check") == 1
     assert torch.get_num_threads() == threads
 
-    run, bandwidth, *rows = _records(tmp_path)
-    assert (run["threads"], bandwidth["record"]) == (1, "bandwidth")
+    run, ceilings, *rows, end = _records(tmp_path)
+    assert (run["threads"], ceilings["record"], end["record"]) == (1, "ceilings", "end")
     operators = {row["operator"] for row in rows if row["unit"] == "µs"}
     assert operators == {name for name in vs_kernels.__all__ if not name[0].isupper()} - {"functions", "reference"}
     for row in rows:

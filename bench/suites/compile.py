@@ -5,11 +5,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from bench.harness import Arguments, Recorder
+from bench.harness import Arguments, Recorder, environment
+from bench.results import load, write_csv
 
 PROGRAM = "python -m bench compile"
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -42,11 +44,15 @@ def main(argv: Sequence[str]) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
     missed: list[str] = []
+    facts = {"suite": "compile", **environment(torch.device("cpu")), "archs": args.archs}
     with Recorder(args.out / "compile.jsonl") as recorder, console.status("") as status:
+        recorder.write("run", **facts)
         for arch in args.archs:
             console.print(_triton_table(arch, recorder, status, missed))
         status.update("the CUDA library")
         console.print(_cuda_table(recorder, missed))
+        recorder.finish()
+    write_csv(args.out / "compile.csv", load(args.out / "compile.jsonl"))
     console.print(
         "Largest over all shapes, dtypes and variants of each kernel; registers and spills of a thread.", style="dim"
     )
@@ -76,8 +82,6 @@ def _cuda_table(recorder: Recorder, missed: list[str]) -> Table | str:
 
 
 def _triton_table(arch: str, recorder: Recorder, status: Status, missed: list[str]) -> Table:
-    import torch
-
     from bench.gpu_cases import cases
     from bench.triton_compile import compile_for
     from bench.triton_launches import as_on, launches

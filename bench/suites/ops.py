@@ -4,7 +4,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from bench.harness import Arguments, Recorder, device_argument, environment, pea
 from bench.ops_cases import cases
 from bench.ops_run import Row, measure, measure_small
 from bench.ops_small import small_calls
-from bench.ops_summary import disturbance, failures, notes, record, table
-from bench.ops_timing import Stream, Timer
+from bench.ops_summary import disturbance, failures, from_record, notes, record, table
+from bench.ops_timing import Stream, Timer, measured_matrix_rate
 from bench.ops_verify import WrongResult
 from bench.ops_workload import Sizes, Workload
+from bench.results import load, write_csv
 
 PROGRAM = "python -m bench ops"
 SEED = 0
-RECORDS, SUMMARY = "rows.jsonl", "summary.json"
+RECORDS, SUMMARY, TABLE = "rows.jsonl", "summary.json", "rows.csv"
 SECONDS, QUICK_SECONDS = 1.5, 0.5  # that the calls of one row take together
 FILE_WIDTH = 152  # columns of the table where no terminal says
 
@@ -46,7 +48,6 @@ def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         # What an earlier run made of its records must not lie beside the records of this one.
         (args.out / SUMMARY).unlink(missing_ok=True)
-        recorder = Recorder(args.out / RECORDS)
     except OSError as error:
         parser.error(f"argument --out: {error}")
 
@@ -54,16 +55,16 @@ def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     try:
-        with recorder:
-            facts = {**environment(args.device), "seed": SEED, "quick": args.quick}
-            recorder.write("run", **facts)
+        facts = {"suite": "ops", **environment(args.device), "seed": SEED, "quick": args.quick}
+        with Recorder(args.out / RECORDS, facts) as recorder:
             _print_header(console, facts)
             rows, skipped = _measure(args, sizes or Sizes(), recorder, console)
+            recorder.finish()
     except WrongResult as error:
         print(f"{PROGRAM}: wrong result, so no times: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; what was measured is in {recorder.path}", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; what was measured is in {args.out / RECORDS}", file=sys.stderr)
         return 130
     finally:
         torch.set_num_threads(threads)
@@ -73,6 +74,7 @@ def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
     outcome = {"missed": missed, "skipped": skipped, "disturbed": disturbed, "seconds": time.perf_counter() - started}
     summary = {**facts, **outcome, "peak_memory": peak_memory(args.device)}
     (args.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    write_csv(args.out / TABLE, load(args.out / RECORDS))
     _print_results(console, rows, summary, args.out)
     if not args.check:
         return 0
@@ -115,16 +117,27 @@ def _measure(
     rows: list[Row] = []
     skipped: list[str] = []
 
-    def add(row: Row) -> None:
-        recorder.write("row", **record(row))
+    def add(where: str, key: dict[str, str], measured: Callable[[], Row]) -> None:
+        found = recorder.find("row", **key)
+        status.update(where)
+        row = from_record(found) if found else measured()
+        if not found:
+            recorder.write("row", **record(row))
         rows.append(row)
 
+    if recorder.resumed:
+        console.print(f"resumed  {recorder.resumed}")
     with console.status("measuring the read bandwidth") as status:
         stream = Stream(sizes.stream_bytes, args.device, timer)
-        recorder.write("bandwidth", way=stream.way, bytes_per_second=stream.bandwidth, cores=stream.cores)
+        matrix_rate = measured_matrix_rate(sizes.matrix, args.device, timer)
+        recorder.write(
+            "ceilings", way=stream.way, bytes_per_second=stream.bandwidth, cores=stream.cores,
+            flops_per_second=matrix_rate,
+        )  # fmt: skip
         console.print(
             f"reads    {stream.bandwidth / 1e9:.1f} GB/s, {args.threads} threads, by {stream.way} over "
             f"{sizes.stream_bytes / 2**20:,.0f} MiB, the fastest of a few ways; got {stream.cores:.1f} cores\n"
+            f"matrix   {matrix_rate / 1e9:,.0f} Gflop/s, float32 product of {sizes.matrix:,} rows and columns\n"
         )
         work = Workload(sizes, args.device, stream, SEED)
         for case in cases(work):
@@ -132,11 +145,11 @@ def _measure(
             if case.slow and args.quick:
                 skipped.append(where)
                 continue
-            status.update(where)
-            add(measure(case, work, timer))
+            key = {"operator": case.operator, "shape": case.shape, "against": case.against}
+            add(where, key, partial(measure, case, work, timer))
         for call in small_calls(work):
-            status.update(f"{call.operator}, {call.shape}")
-            add(measure_small(call, timer))
+            key = {"operator": call.operator, "shape": call.shape, "unit": "µs"}
+            add(f"{call.operator}, {call.shape}", key, partial(measure_small, call, timer))
     return rows, skipped
 
 
@@ -161,5 +174,5 @@ def _print_results(console: Console, rows: list[Row], summary: dict[str, Any], o
         f"\n{judged - len(summary['missed'])} of {judged} targets met; {summary['seconds']:.0f} s in all; "
         f"peak memory: {peaks}"
     )
-    for name in (RECORDS, SUMMARY):
+    for name in (RECORDS, TABLE, SUMMARY):
         console.print(f"  {out / name}", soft_wrap=True, markup=False)

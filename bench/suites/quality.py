@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 
 from bench.harness import Arguments, Recorder, environment, interleaved
+from bench.results import load, write_csv
 
 PROGRAM = "python -m bench quality"
-RECORDS, SUMMARY, CHART, SHEET = "rows.jsonl", "summary.json", "accuracy.png", "contact_sheet.png"
+RECORDS, SUMMARY, TABLE, CHART, SHEET = "rows.jsonl", "summary.json", "rows.csv", "accuracy.png", "contact_sheet.png"
 VALIDATION_SEED = 7
 SHOWN_BUDGET, SHOWN_PICTURES = 0.1, 6
 SHOWN = ("learned", "token norm", "attention received", "DivPrune")
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"argument --out: {error}")
     with recorder:
         missed = _evaluate(args, tasks, recorder, console)
+        recorder.finish()
+    write_csv(args.out / TABLE, load(args.out / RECORDS))
     console.print(f"\n{time.perf_counter() - started:.0f} s in all")
     for name in (CHART, SHEET, SUMMARY, RECORDS):
         console.print(f"  {args.out / name}", soft_wrap=True, markup=False)
@@ -87,7 +90,11 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
     from bench.quality.shipped import DEFAULT, LAST_NOISE, shipped_backbone, shipped_selectors
     from bench.quality.summary import LEARNED, ORACLE, SOFT, StepTimes, failures, table
 
-    facts = environment(torch.device("cpu")) | {"pictures": args.pictures, "validation_seed": VALIDATION_SEED}
+    facts = (
+        {"suite": "quality"}
+        | environment(torch.device("cpu"))
+        | {"pictures": args.pictures, "validation_seed": VALIDATION_SEED}
+    )
     recorder.write("run", **facts)
     by_task: dict[str, list[Row]] = {}
     soft_accuracies: dict[str, float] = {}

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.harness import Arguments, Recorder
+from bench.harness import Arguments, Recorder, environment
+from bench.results import load, write_csv
 
 PROGRAM = "python -m bench traffic"
 ALLOWED = 1.05  # bytes of rows and weights over what is needed at least
@@ -24,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     """
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
     import numpy as np
+    import torch
 
     from bench.gpu_cases import cases
     from bench.traffic_count import counted, no_host_waits
@@ -38,23 +40,30 @@ def main(argv: Sequence[str]) -> int:
     for column in table.columns[2:]:
         column.justify = "right"
     missed = []
-    with Recorder(args.out / "traffic.jsonl") as recorder, console.status("") as status, triton_kernels("cpu"):
+    records = args.out / "traffic.jsonl"
+    facts = {"suite": "traffic", **environment(torch.device("cpu")), "lengths": args.lengths, "width": args.width}
+    # A new file each time: the table needs every case, and the whole takes a minute.
+    with Recorder(records) as recorder, console.status("") as status, triton_kernels("cpu"):
+        recorder.write("run", **facts)
         for length in args.lengths:
+            forward = ""
             for case in cases(length, args.width):
-                status.update(f"{case.operator.strip()}, {case.shape}")
+                forward = case.operator if case.operator[0] != " " else forward
+                call = case.operator if case.operator[0] != " " else f"{forward} {case.operator.strip()}"
+                status.update(f"{call}, {case.shape}")
                 with no_host_waits():
                     case.call()
                 with counted() as traffic, np.errstate(all="ignore"):
                     case.call()
                 ratio = traffic.rows() / case.rows if case.rows else None
-                where = f"{case.operator.strip()}, {case.shape}"
+                where = f"{call}, {case.shape}"
                 if traffic.launches > case.launches:
                     missed.append(f"{where}: {traffic.launches} launches, expected at most {case.launches}")
                 if ratio is not None and not 0.999 <= ratio <= ALLOWED:
                     missed.append(f"{where}: {ratio:.3f} of the bytes needed, expected at most {ALLOWED}")
                 seconds = max(traffic.total() / BYTES_PER_SECOND, traffic.launches * LAUNCH_SECONDS)
                 recorder.write(
-                    "traffic", operator=case.operator.strip(), shape=case.shape, launches=traffic.launches,
+                    "traffic", call=call, shape=case.shape, launches=traffic.launches,
                     read=traffic.read, written=traffic.written, rows=traffic.rows(), needed=case.rows,
                     score_passes=traffic.passes, h100_seconds_computed=seconds,
                 )  # fmt: skip
@@ -64,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
                     f"{traffic.passes:.1f}" if traffic.passes else "-", f"{traffic.total() / 1e6:.2f}",
                     f"{seconds * 1e6:.1f}",
                 )  # fmt: skip
+        recorder.finish()
+    write_csv(args.out / "traffic.csv", load(records))
     console.print(table)
     console.print(
         "Counted: launches, bytes of loads and stores, bfloat16, one pool, budget 0.2, no wait for the device. Rows: "

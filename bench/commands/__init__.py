@@ -1,0 +1,1 @@
+"""What ``python -m bench`` does besides running one suite."""
