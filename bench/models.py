@@ -45,7 +45,9 @@ TINY = Architecture(
 )
 
 
-def random_model(size: Architecture, device: torch.device, dtype: torch.dtype, seed: int) -> Qwen2_5_VL:
+def random_model(
+    size: Architecture, device: torch.device, dtype: torch.dtype, seed: int, attention: str = "sdpa"
+) -> Qwen2_5_VL:
     """A Qwen2.5-VL of ``size`` with weights N(0, 0.02), made in seconds: each weight is drawn once, where it stays."""
     depth = size.vision["depth"]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(size.mrope_section)}
@@ -57,7 +59,7 @@ def random_model(size: Architecture, device: torch.device, dtype: torch.dtype, s
         tie_word_embeddings=True,
     )
     with no_init_weights(), device:
-        model = Qwen2_5_VL._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = Qwen2_5_VL._from_config(config, dtype=dtype, attn_implementation=attention)
     model.tie_weights()
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
@@ -69,9 +71,10 @@ def random_model(size: Architecture, device: torch.device, dtype: torch.dtype, s
     return model.eval()
 
 
-def pretrained_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def pretrained_model(name: str, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The weights in a directory or in a repository of the Hugging Face hub."""
-    return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).eval().to(device)
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation=attention)
+    return model.eval().to(device)
 
 
 def parameters(module: nn.Module) -> int:

@@ -1,13 +1,12 @@
 """The calls of a prefill run, each verified before its time counts."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bench.harness import Clock, interleaved
+from bench.harness import Clock, peak_during
 from bench.prefill_stages import Prefill, timed_prefill
 from bench.subject import Subject
 from vs_kernels.integrations.transformers import attach_selector
@@ -19,48 +18,59 @@ class WrongResult(Exception):
 
 
 class Sample(NamedTuple):
-    """One call with a selector: ``kept`` is bool [rows, columns], which tokens of the photo stayed."""
+    """One call with a selector: ``kept`` is bool [T], which visual tokens of all images stayed; ``peak_bytes`` as
+    :func:`bench.harness.peak_during` tells it."""
 
     round: int
     budget: float
     kept: Tensor
     prefill: Prefill
+    peak_bytes: int | None
 
 
 def samples(
-    subject: Subject, unpatched: Prefill, budgets: Sequence[float], rounds: int, clock: Clock
+    subject: Subject,
+    unpatched: Prefill,
+    budgets: Sequence[float],
+    rounds: int,
+    clock: Clock,
+    known: Callable[[int, float], bool] = lambda number, budget: False,
 ) -> Iterator[Sample]:
     """Call the model with its selector, once a round at each of ``budgets``.
 
     Args:
         unpatched: the same call of the model without selector.
+        known: whether the sample of a round and budget was measured before, and is left out.
 
     Raises:
         WrongResult: a wrong number of tokens, logits that are not finite, or at budget 1 not those of ``unpatched``.
     """
     with attach_selector(subject.model, subject.selector) as handle:
 
-        def call(budget: float) -> tuple[Tensor, Prefill]:
+        def call(budget: float) -> tuple[Tensor, Prefill, int | None]:
             handle.budget = budget
-            prefill = timed_prefill(subject.model, subject.inputs, clock)
-            kept = _mask(handle.last_selection["image"].indices, subject.grid)
-            _verify(budget, kept, prefill, unpatched)
-            return kept, prefill
+            prefill, peak = peak_during(clock.device, lambda: timed_prefill(subject.model, subject.inputs, clock))
+            selection = handle.last_selection[subject.request.modality]
+            kept = _mask(selection.indices, sum(subject.lengths))
+            _verify(subject, budget, kept, prefill, unpatched)
+            return kept, prefill, peak
 
-        for number, budget, (kept, prefill) in interleaved({b: partial(call, b) for b in budgets}, rounds):
-            yield Sample(number, budget, kept, prefill)
+        for number in range(1, rounds + 1):
+            for budget in list(budgets)[:: 1 if number % 2 else -1]:
+                if not known(number, budget):
+                    yield Sample(number, budget, *call(budget))
 
 
-def _mask(indices: Tensor | None, grid: tuple[int, int]) -> Tensor:
-    mask = torch.full((grid[0] * grid[1],), indices is None)
+def _mask(indices: Tensor | None, tokens: int) -> Tensor:
+    mask = torch.full((tokens,), indices is None)
     if indices is not None:
         mask[indices.cpu()] = True
-    return mask.view(grid)
+    return mask
 
 
-def _verify(budget: float, kept: Tensor, prefill: Prefill, unpatched: Prefill) -> None:
-    plan = SelectionPlan.from_budget([kept.numel()], budget)
-    length = unpatched.sequence_length - plan.total_tokens + plan.total_kept
+def _verify(subject: Subject, budget: float, kept: Tensor, prefill: Prefill, unpatched: Prefill) -> None:
+    plan = SelectionPlan.from_budget(subject.lengths, budget)
+    length = unpatched.sequence_length - (plan.total_tokens - plan.total_kept) // subject.request.batch
     if int(kept.sum()) != plan.total_kept:
         raise WrongResult(f"budget {budget:.0%} kept {int(kept.sum())} visual tokens, expected {plan.total_kept}")
     if prefill.sequence_length != length:

@@ -1,10 +1,12 @@
 """Where the time of one prefill goes: ViT, selection, LLM."""
 
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedModel
 
 from bench.harness import Clock, Mark, Seconds
@@ -17,11 +19,12 @@ class Prefill(NamedTuple):
         vit: the vision encoder with its merger.
         selection: all that is neither ViT nor LLM: scoring, Top-K, gather, the shorter prompt and its positions, and
             the embedding of the prompt, which a model without selection does as well.
-        llm: the language model and its head on the last position.
-        total: the call.
+        llm: the language model, its head on the last position, and the first new token.
+        total: the call: the time to the first token, from pixels on.
         sequence_length: tokens that the language model read.
         kv_cache_bytes: size of the KV cache that it left.
         logits: [B, vocabulary], of the last position.
+        token: int64 [B], the first new token.
     """
 
     vit: Seconds
@@ -31,6 +34,7 @@ class Prefill(NamedTuple):
     sequence_length: int
     kv_cache_bytes: int
     logits: Tensor
+    token: Tensor
 
 
 @torch.inference_mode()
@@ -51,6 +55,8 @@ def timed_prefill(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Cloc
         clock.synchronize()
         mark("call starts")
         output = model(**inputs, logits_to_keep=1, use_cache=True)
+        # To the first new token, which is what somebody waits for.
+        token = output.logits[:, -1].argmax(dim=-1)
         mark("call ends")
         clock.synchronize()
     finally:
@@ -69,4 +75,30 @@ def timed_prefill(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Cloc
         sequence_length=cache.get_seq_length(),
         kv_cache_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
         logits=output.logits[:, -1],
+        token=token,
     )
+
+
+def write_trace(path: Path, model: PreTrainedModel, inputs: dict[str, Tensor], device: torch.device) -> None:
+    """Write a trace of one prefill that Perfetto and chrome://tracing read, with ranges for ViT, LLM and the call."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    ranges: dict[str, record_function] = {}
+
+    def begin(name: str, *_: object) -> None:
+        ranges[name] = record_function(name)
+        ranges[name].__enter__()
+
+    def end(name: str, *_: object) -> None:
+        ranges.pop(name).__exit__(None, None, None)
+
+    hooks = []
+    for name, module in (("ViT", model.model.visual), ("LLM", model.model.language_model)):
+        hooks.append(module.register_forward_pre_hook(partial(begin, name)))
+        hooks.append(module.register_forward_hook(partial(end, name)))
+    try:
+        with profile(activities=activities) as profiler, record_function("prefill"), torch.inference_mode():
+            model(**inputs, logits_to_keep=1, use_cache=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    profiler.export_chrome_trace(str(path))

@@ -1,4 +1,4 @@
-"""What a prefill run measures: a model, a selector and a photo with a question."""
+"""What a prefill run measures: a model, a selector and photos with a question."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.models import Architecture, parameters, pretrained_model, random_model
-from bench.prompt import pretrained_inputs, random_model_inputs
+from bench.prompt import Request, pretrained_inputs, random_model_inputs
 from vs_kernels import ImportanceScorer, VisionTokenSelector
 from vs_kernels.integrations.transformers import attach_selector
 
@@ -20,42 +20,52 @@ from vs_kernels.integrations.transformers import attach_selector
 class Subject:
     """Attributes:
     model, selector: on the device of the run, in its dtype, in eval mode.
-    inputs: arguments of the model for one prompt with one photo.
+    request: what the prompt holds.
+    inputs: arguments of the model for it.
     description: the model in words.
     caveat: what the run cannot show, a sentence; empty with trained weights.
     """
 
     model: PreTrainedModel
     selector: VisionTokenSelector
+    request: Request
     inputs: dict[str, Tensor]
     description: str
     caveat: str
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of visual tokens in the photo."""
+    def grids(self) -> list[tuple[int, int, int]]:
+        """Times, rows and columns of the visual tokens of every image or video."""
         merge = self.model.config.vision_config.spatial_merge_size
-        _, height, width = self.inputs["image_grid_thw"][0].tolist()
-        return height // merge, width // merge
+        grids = self.inputs[f"{self.request.modality}_grid_thw"].tolist()
+        return [(times, height // merge, width // merge) for times, height, width in grids]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Visual tokens of every image or video."""
+        return [times * rows * columns for times, rows, columns in self.grids]
 
 
-def load_subject(
+def load_subjects(
     photo: Image.Image,
-    visual_tokens: int,
+    requests: list[Request],
     model: str | Architecture,
     selector: str | None,
     device: torch.device,
     dtype: torch.dtype,
+    attention: str,
     seed: int,
-) -> Subject:
-    """Put a subject together; the cheap parts first, so that a mistake shows before the weights are read.
+) -> list[Subject]:
+    """Put one subject together for every request, all with one model; the cheap parts first, so that a mistake shows
+    before the weights are read.
 
     Args:
         photo: an RGB image.
-        visual_tokens: number of visual tokens that the photo is resized for.
+        requests: what the prompts hold.
         model: a directory or hub repository, or the sizes of a model with random weights.
         selector: a directory or hub repository; None: an untrained one.
         device, dtype: of model and selector.
+        attention: the model's implementation, as transformers names it: "sdpa", "flash_attention_2", "eager".
         seed: of everything random.
 
     Raises:
@@ -65,11 +75,14 @@ def load_subject(
     name = model.name if made_up else model
     with _errors_about("photo" if made_up else f"model {name}"):
         make_inputs = random_model_inputs if made_up else partial(pretrained_inputs, name=name)
-        inputs = make_inputs(photo, visual_tokens)
+        inputs = [make_inputs(photo, request) for request in requests]
     with _errors_about("selector"):
         trained = None if selector is None else VisionTokenSelector.from_pretrained(selector)
     with _errors_about(f"model {name}"):
-        network = random_model(model, device, dtype, seed) if made_up else pretrained_model(model, device, dtype)
+        if made_up:
+            network = random_model(model, device, dtype, seed, attention)
+        else:
+            network = pretrained_model(model, device, dtype, attention)
     if trained is None:
         torch.manual_seed(seed)
         trained = VisionTokenSelector(ImportanceScorer(network.config.get_text_config().hidden_size))
@@ -82,13 +95,17 @@ def load_subject(
     if made_up or selector is None:
         what = "Random weights" if made_up else "An untrained selector"
         caveat = f"{what}: the times are real, the choice of tokens is not."
-    return Subject(
-        model=network,
-        selector=trained,
-        inputs={name: tensor.to(device) for name, tensor in inputs.items()},
-        description=f"{name}{', random weights' if made_up else ''}: LLM {llm:,.0f} M, ViT {vit:,.0f} M parameters",
-        caveat=caveat,
-    )
+    return [
+        Subject(
+            model=network,
+            selector=trained,
+            request=request,
+            inputs={name: tensor.to(device) for name, tensor in tensors.items()},
+            description=f"{name}{', random weights' if made_up else ''}: LLM {llm:,.0f} M, ViT {vit:,.0f} M parameters",
+            caveat=caveat,
+        )
+        for request, tensors in zip(requests, inputs, strict=True)
+    ]
 
 
 @contextmanager
@@ -96,5 +113,5 @@ def _errors_about(part: str) -> Iterator[None]:
     """Errors of a part that comes from outside, in one line that names it."""
     try:
         yield
-    except (OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{part}: {str(error).strip().partition(chr(10))[0]}") from error

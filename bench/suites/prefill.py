@@ -17,6 +17,7 @@ from torch import Tensor
 from bench.harness import Arguments, Clock, Recorder, device_argument, environment, peak_memory
 from bench.photo import PATCH, read_photo
 from bench.prefill_summary import CHECKED_BUDGET, STAGES, Row, failures, noise, summarise, table, total_ideal
+from bench.results import load, write_csv
 from vs_kernels.plan import SelectionPlan, check_budget
 
 if TYPE_CHECKING:  # transformers takes seconds to import, for which a mistyped argument should not wait
@@ -28,7 +29,8 @@ PROGRAM = "python -m bench prefill"
 SEED = 0
 VISUAL_TOKENS = 1024
 BUDGETS = (1.0, 0.5, 0.3, 0.2, 0.1)
-RECORDS, SUMMARY, CHART, PICTURE = "samples.jsonl", "summary.json", "speedup.png", "kept_tokens.png"
+RECORDS, TABLE, SUMMARY = "samples.jsonl", "samples.csv", "summary.json"
+CHART, PICTURE = "speedup.png", "kept_tokens.png"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -57,7 +59,6 @@ def main(argv: Sequence[str], size: "Architecture | None" = None, visual_tokens:
         # What an earlier run made of its records must not lie beside the records of this one.
         for name in (SUMMARY, CHART, PICTURE):
             (args.out / name).unlink(missing_ok=True)
-        recorder = Recorder(args.out / RECORDS)
     except OSError as error:
         parser.error(f"argument --out: {error}")
 
@@ -66,45 +67,58 @@ def main(argv: Sequence[str], size: "Architecture | None" = None, visual_tokens:
 
     from bench.models import DEMO
     from bench.prefill_run import WrongResult
-    from bench.subject import load_subject
+    from bench.prompt import Request
+    from bench.subject import load_subjects
 
     transformers.logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
     console = Console(highlight=False)
-    with recorder:
+    requests = [
+        Request(size, args.batch, args.images, args.frames) for size in args.sizes or [visual_tokens]
+    ]  # fmt: skip
+    try:
+        with console.status("loading the model"):
+            subjects = load_subjects(
+                photo, requests, args.model or size or DEMO, args.selector, args.device, DTYPES[args.dtype],
+                args.attention, SEED,
+            )  # fmt: skip
+    except ValueError as error:
+        parser.error(str(error))
+    facts = {"suite": "prefill", "model": subjects[0].description, **environment(args.device)}
+    facts |= {"dtype": args.dtype, "attention": args.attention, "seed": SEED, "rounds": args.rounds}
+    facts |= {"budgets": args.budgets, "prompts": [str(request) for request in requests]}
+    missed: list[str] = []
+    with Recorder(args.out / RECORDS, facts) as recorder:
+        _print_header(console, subjects, facts, args.image)
+        if recorder.resumed:
+            console.print(recorder.resumed, style="dim")
         try:
-            with console.status("loading the model"):
-                subject = load_subject(
-                    photo,
-                    visual_tokens,
-                    args.model or size or DEMO,
-                    args.selector,
-                    args.device,
-                    DTYPES[args.dtype],
-                    SEED,
-                )
-        except ValueError as error:
-            parser.error(str(error))
-        facts = {"model": subject.description, **environment(args.device)}
-        facts |= {"dtype": args.dtype, "seed": SEED, "rounds": args.rounds}
-        recorder.write("run", **facts)
-        _print_header(console, subject, facts, args.image)
-        try:
-            records, kept = _measure(subject, args, recorder, console)
+            results = [_measure(subject, args, recorder, console) for subject in subjects]
         except WrongResult as error:
             print(f"{PROGRAM}: wrong result, so no times: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(f"{PROGRAM}: interrupted; what was measured is in {recorder.path}", file=sys.stderr)
             return 130
+        recorder.finish()
 
-    rows = summarise(records)
-    missed = failures(rows) if args.check else []
-    _draw(args.out, subject, photo, facts, rows, kept)
+    by_prompt = {}
+    for subject, (records, kept) in zip(subjects, results, strict=True):
+        rows = summarise(records)
+        missed += failures(rows) if args.check else []
+        by_prompt[str(subject.request)] = rows
+        if subject is subjects[0]:
+            _draw(args.out, subject, photo, facts, rows, kept)
+        if args.trace:
+            _write_traces(args.out, subject, [row.budget for row in rows])
+    write_csv(args.out / TABLE, load(args.out / RECORDS))
     outcome = {"missed": missed, "peak_memory": peak_memory(args.device), "seconds": time.perf_counter() - started}
-    summary = {**facts, "budgets": [row._asdict() for row in rows], **outcome}
-    (args.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-    _print_results(console, subject, rows, summary, args.out)
+    first, *others = by_prompt.values()
+    tables = {"budgets": [row._asdict() for row in first]}
+    if others:
+        tables["by_prompt"] = {prompt: [row._asdict() for row in rows] for prompt, rows in by_prompt.items()}
+    (args.out / SUMMARY).write_text(json.dumps({**facts, **tables, **outcome}, indent=2) + "\n")
+    _print_results(console, subjects[0], by_prompt, {**facts, **outcome}, args.out)
     for sentence in missed:
         print(f"{PROGRAM}: check failed: {sentence}", file=sys.stderr)
     return 1 if missed else 0
@@ -125,6 +139,20 @@ def _parser() -> Arguments:
         "--budgets", type=_budget, nargs="+", default=BUDGETS, metavar="SHARE",
         help=f"shares of visual tokens kept (default: {' '.join(map(str, BUDGETS))}); 1.0, the baseline, always runs",
     )  # fmt: skip
+    parser.add_argument(
+        "--sizes", type=_size, nargs="+", metavar="N_OR_WxH",
+        help=f"of an image or frame: visual tokens, or pixels such as 3840x2160 (default: {VISUAL_TOKENS})",
+    )  # fmt: skip
+    parser.add_argument("--images", type=_rounds, default=1, metavar="N", help="images of a prompt (default: 1)")
+    parser.add_argument("--frames", type=_frames, default=0, metavar="N", help="of one video in place of images")
+    parser.add_argument("--batch", type=_rounds, default=1, metavar="N", help="prompts of a call (default: 1)")
+    parser.add_argument(
+        "--attention", default="sdpa", metavar="NAME",
+        help="the model's implementation: sdpa, flash_attention_2, eager, or another of transformers (default: sdpa)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trace", action="store_true", help="write a profiler trace of one call at each budget, for ui.perfetto.dev"
+    )
     parser.add_argument("--rounds", type=_rounds, default=3, metavar="N", help="runs of each budget (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("out/prefill"), metavar="DIR", help="default: out/prefill")
     parser.add_argument(
@@ -149,18 +177,34 @@ def _weights(text: str) -> str:
     return text
 
 
+def _size(text: str) -> int | tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of visual tokens, or WIDTHxHEIGHT in pixels")
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _frames(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2 or int(text) % 2:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected an even number >= 2: a visual token is two frames deep"
+        )
+    return int(text)
+
+
 def _rounds(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= 1")
     return int(text)
 
 
-def _print_header(console: Console, subject: "Subject", facts: dict[str, Any], image: Path | None) -> None:
-    rows, columns = subject.grid
+def _print_header(console: Console, subjects: "list[Subject]", facts: dict[str, Any], image: Path | None) -> None:
+    _, rows, columns = subjects[0].grids[0]
+    prompts = "; ".join(f"{subject.request}: {sum(subject.lengths):,} visual tokens" for subject in subjects)
     lines = {
-        "model": subject.description,
-        "photo": f"{image or 'astronaut (scikit-image)'}, {columns * PATCH} x {rows * PATCH} pixels for the model: "
-        f"{rows * columns:,} visual tokens",
+        "model": f"{subjects[0].description}; attention {facts['attention']}",
+        "photo": f"{image or 'astronaut (scikit-image)'}, {columns * PATCH} x {rows * PATCH} pixels for the model",
+        "prompts": prompts,
         "machine": f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, {facts['memory_gib']} GiB; "
         f"device {facts['device']}, {facts['dtype']}, seed {facts['seed']}",
         "versions": f"torch {facts['torch']}, transformers {facts['transformers']}, python {facts['python']}, "
@@ -180,34 +224,63 @@ def _measure(
 
     budgets = sorted({1.0, *args.budgets}, reverse=True)
     clock = Clock(args.device)
+    prompt = str(subject.request)
     records: list[dict[str, Any]] = []
     kept: dict[float, Tensor] = {}
+    for record in [record for record in recorder.records if record["record"] == "sample"]:
+        if record["prompt"] == prompt:
+            records.append(record)
+            kept[record["budget"]] = _unpacked(record["kept"], sum(subject.lengths))
+    known = {(record["round"], record["budget"]) for record in records}
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("first call, without selector", total=1 + args.rounds * len(budgets))
         unpatched = timed_prefill(subject.model, subject.inputs, clock)
-        recorder.write("unpatched", **_seconds(unpatched))
+        recorder.write("unpatched", prompt=prompt, **_seconds(unpatched))
         console.print(f"the model alone, first call: {unpatched.total.wall:.2f} s end to end", style="dim")
-        progress.update(task, advance=1, description=f"round 1 of {args.rounds}")
-        for sample in samples(subject, unpatched, budgets, args.rounds, clock):
+        progress.update(task, advance=1 + len(records), description=f"round 1 of {args.rounds}")
+        chosen = samples(subject, unpatched, budgets, args.rounds, clock, lambda *key: key in known)
+        for sample in chosen:
             kept[sample.budget] = sample.kept
             record = {
+                "prompt": prompt,
                 "round": sample.round,
                 "budget": sample.budget,
                 "visual_tokens": int(sample.kept.sum()),
                 "sequence_length": sample.prefill.sequence_length,
                 "kv_cache_bytes": sample.prefill.kv_cache_bytes,
+                "peak_bytes": sample.peak_bytes,
                 **_seconds(sample.prefill),
             }
-            recorder.write("sample", **record)
+            recorder.write("sample", **record, kept=_packed(sample.kept))
             records.append(record)
             progress.update(task, advance=1, description=f"round {len(records) // len(budgets) + 1} of {args.rounds}")
             if len(records) % len(budgets) == 0:
                 times = {record["budget"]: record["total_wall_s"] for record in records[-len(budgets) :]}
-                line = ", ".join(f"{times[budget]:.2f}" for budget in budgets)
+                line = ", ".join(f"{times[budget]:.2f}" for budget in sorted(times, reverse=True))
                 console.print(f"round {sample.round} of {args.rounds}: {line} s end to end", style="dim")
     console.print("verified: tokens kept, sequence lengths; logits at 100% equal to the model's alone, bit for bit\n")
     return records, kept
+
+
+def _packed(kept: Tensor) -> str:
+    """A mask as hexadecimal digits."""
+    return f"{int(''.join(map(str, kept.int().tolist())), 2):x}"
+
+
+def _unpacked(digits: str, length: int) -> Tensor:
+    return torch.tensor([digit == "1" for digit in f"{int(digits, 16):0{length}b}"])
+
+
+def _write_traces(out: Path, subject: "Subject", budgets: Sequence[float]) -> None:
+    from bench.prefill_stages import write_trace
+    from vs_kernels.integrations.transformers import attach_selector
+
+    with attach_selector(subject.model, subject.selector) as handle:
+        for budget in budgets:
+            handle.budget = budget
+            path = out / f"trace-{sum(subject.lengths)}-{budget:.0%}.json.gz".replace("%", "")
+            write_trace(path, subject.model, subject.inputs, subject.inputs["input_ids"].device)
 
 
 def _seconds(prefill: "Prefill") -> dict[str, float]:
@@ -216,21 +289,26 @@ def _seconds(prefill: "Prefill") -> dict[str, float]:
     }
 
 
-def _print_results(console: Console, subject: "Subject", rows: list[Row], summary: dict[str, Any], out: Path) -> None:
-    console.print(table(rows))
+def _print_results(
+    console: Console, subject: "Subject", by_prompt: dict[str, list[Row]], summary: dict[str, Any], out: Path
+) -> None:
+    for prompt, rows in by_prompt.items():
+        if len(by_prompt) > 1:
+            console.print(prompt, style="bold")
+        console.print(table(rows))
+        if disturbed := noise(rows):
+            console.print(f"Disturbed: {disturbed}.", style="bold red")
     console.print(
         f"Medians of {summary['rounds']} interleaved rounds. Speed-ups are against budget 100%. Ideal: selection is "
         "free and the LLM's time in proportion to its sequence. Selection: all that is neither ViT nor LLM.",
         style="dim",
     )
-    if disturbed := noise(rows):
-        console.print(f"Disturbed: {disturbed}.", style="bold red")
     if subject.caveat:
         console.print(subject.caveat, style="bold yellow")
     peaks = ", ".join(f"{size / 2**30:.1f} GiB {name}" for name, size in summary["peak_memory"].items())
     console.print(f"\n{summary['seconds']:.0f} s in all; peak memory: {peaks}")
-    for name in (CHART, PICTURE, RECORDS, SUMMARY):
-        console.print(f"  {out / name}", soft_wrap=True, markup=False)
+    for path in sorted(out.iterdir()):
+        console.print(f"  {path}", soft_wrap=True, markup=False)
 
 
 def _draw(
@@ -243,7 +321,7 @@ def _draw(
 
     def llm_ideal(budget: float) -> float:
         dropped = base.visual_tokens - SelectionPlan.from_budget([base.visual_tokens], budget).total_kept
-        return base.sequence_length / (base.sequence_length - dropped)
+        return base.sequence_length / (base.sequence_length - dropped / subject.request.batch)
 
     def end_to_end_ideal(budget: float) -> float:
         return total_ideal(base.wall, llm_ideal(budget))
@@ -263,8 +341,8 @@ def _draw(
             Line("end to end", "#d9480f", (-12, -17), [row.total_speedup for row in rows], end_to_end_ideal),
         ],
     )
-    height, width = subject.grid
+    _, height, width = subject.grids[0]
     seen = photo.resize((width * PATCH, height * PATCH), Image.Resampling.BICUBIC)
-    masks = {row.budget: kept[row.budget] for row in rows}
+    masks = {row.budget: kept[row.budget][: height * width].view(height, width) for row in rows}
     caption = subject.caveat or "Kept by the trained selector."
     draw_kept_tokens(out / PICTURE, "Visual tokens kept, by retention budget", caption, seen, masks, PATCH)
