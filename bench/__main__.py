@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     # By default threads that wait for each other spin. On a machine with other work they then burn the time slice in
     # which the thread they wait for could run, and their CPU time counts as this process's.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself otherwise
     return importlib.import_module(f"bench.{folder}.{name}").main(options)
 
 

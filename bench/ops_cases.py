@@ -86,10 +86,10 @@ def cases(work: Workload) -> Iterator[Case]:
     prepare = partial(_weight_gradients, length=middle)
     yield Case(f"{forward} + backward", f"N={middle:,} float32", DEFINITION, 100, prepare, slow=True)
 
-    yield Case("topk_indices", f"N={long:,} k=20%", "topk + sort", 6, partial(_indices, length=long))
+    yield Case("topk_indices", f"N={long:,} k=20%", "topk + sort", 6, partial(indices, length=long))
     for temperature in (1.0, 0.1):
         shape = f"N={long:,} τ={temperature:g}"
-        prepare = partial(_soft, length=long, temperature=temperature)
+        prepare = partial(soft, length=long, temperature=temperature)
         yield Case("soft_topk", shape, "64 bisections", 25, prepare)
     yield Case("hard + soft + loss + backward", f"N={long:,} k=20%", "published", 25, partial(_loss, length=long))
     for name, against, target, prepare in (
@@ -101,15 +101,15 @@ def cases(work: Workload) -> Iterator[Case]:
             yield Case(name, shape, against, target, partial(prepare, length=length, dtype=dtype))
     yield Case(
         "straight_through_gather backward", f"N={middle:,} float32", "composed", 3,
-        partial(_straight_through, length=middle),
+        partial(straight_through, length=middle),
     )  # fmt: skip
     for length, target in ((short, 50), (middle, None), (long, 500)):
-        prepare = partial(_select, length=length)
+        prepare = partial(select, length=length)
         yield Case(
             "select_tokens", f"N={length:,} float32", "published inference", target, prepare, slow=length == long
         )
     matrix = f"the definition's {longest:,} x {longest:,} matrix alone takes {longest**2 * 4 / 1e9:.1f} GB: not run"
-    prepare = partial(_select, length=longest, alone=True)
+    prepare = partial(select, length=longest, alone=True)
     yield Case("select_tokens", f"N={longest:,} float32", "alone", None, prepare, slow=True, note=matrix)
 
 
@@ -188,7 +188,7 @@ def _weight_gradients(work: Workload, length: int) -> Pair:
     )
 
 
-def _indices(work: Workload, length: int) -> Pair:
+def indices(work: Workload, length: int) -> Pair:
     x = work.inputs(length, torch.float32)
     true = reference.topk_indices(x.scores, x.plan)
     return Pair(
@@ -198,7 +198,7 @@ def _indices(work: Workload, length: int) -> Pair:
     )
 
 
-def _soft(work: Workload, length: int, temperature: float) -> Pair:
+def soft(work: Workload, length: int, temperature: float) -> Pair:
     x = work.inputs(length, torch.float32)
     return Pair(
         lambda: (vs_kernels.soft_topk(x.scores, x.plan, temperature)[0],),
@@ -266,7 +266,7 @@ def _gather_backward(work: Workload, length: int, dtype: torch.dtype) -> Pair:
     )
 
 
-def _straight_through(work: Workload, length: int) -> Pair:
+def straight_through(work: Workload, length: int) -> Pair:
     x = work.inputs(length, torch.float32)
     grad = work.normal(x.plan.total_kept, work.sizes.width)
 
@@ -287,7 +287,7 @@ def _straight_through(work: Workload, length: int) -> Pair:
     )
 
 
-def _select(work: Workload, length: int, alone: bool = False) -> Pair:
+def select(work: Workload, length: int, alone: bool = False) -> Pair:
     x = work.inputs(length, torch.float32)
     true, single = work.true_scores(length, torch.float32)
     near_true_scores = near([true], [single])

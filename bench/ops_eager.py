@@ -45,3 +45,17 @@ def straight_through_gather(tokens: Tensor, scores: Tensor, k: int, temperature:
     probs = published.soft_topk(scores, k, temperature)
     kept = tokens[indices]
     return kept + (probs - probs.detach())[indices, None] * kept.detach()
+
+
+def select_tokens(
+    tokens: Tensor,  # [N, D]
+    q_weight: Tensor,  # [h, D]
+    q_bias: Tensor,  # [h]
+    k_weight: Tensor,  # [h, D]
+    k_bias: Tensor,  # [h]
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept rows [k, D], their indices [k] and the scores [N], without the N x N matrix."""
+    scores = collapsed_scores(tokens, q_weight, q_bias, k_weight, k_bias)
+    indices = published.topk_indices(scores, k)
+    return tokens[indices], indices, scores

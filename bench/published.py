@@ -1,6 +1,6 @@
 """The published algorithm, written afresh from its formulas (VisionSelector, arXiv 2510.16598), in eager PyTorch.
 
-One pool of tokens, as published. Nothing in it waits for an accelerator.
+One pool of tokens, as published. As there, every step of the bisection reads its outcome on the host.
 """
 
 import math
@@ -52,6 +52,8 @@ class SoftTopK(torch.autograd.Function):
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
             too_few = torch.sigmoid((scores + middle) / temperature).sum() < k
+            if too_few.device.type != "cpu":
+                too_few.item()
             low = torch.where(too_few, middle, low)
             high = torch.where(too_few, high, middle)
         probs = torch.sigmoid((scores + 0.5 * (low + high)) / temperature)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from bench.harness import quantiles, read_records
 
 SECONDS = "s"
+# What tells cases apart that are measured one after the other, and does not distinguish what they measure.
+NOT_OF_THE_SERIES = ("round", "recipe", "what")
 
 
 class Series(NamedTuple):
@@ -81,8 +83,25 @@ def series(run: SuiteRun) -> Iterator[Series]:
     yield from FORMS.get(run.suite, _points)(run)
 
 
+def merged_points(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points of a run: one for every case, provider and unit, with the values of all its rounds.
+
+    Of a case that was cut off between two points and measured again, the second counts.
+    """
+    last = {(str(r["case"]), r["provider"], r["unit"]): r for r in records if r["record"] == "point"}
+    merged: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for record in last.values():
+        case = {name: value for name, value in record["case"].items() if name not in NOT_OF_THE_SERIES}
+        key = str(case), record["provider"], record["unit"]
+        if key in merged:
+            merged[key]["values"] = merged[key]["values"] + record["values"]
+        else:
+            merged[key] = record | {"case": case}
+    return list(merged.values())
+
+
 def _points(run: SuiteRun) -> Iterator[Series]:
-    for record in run.of("point"):
+    for record in merged_points(run.records):
         case = ", ".join(f"{value:,}" if isinstance(value, int) else str(value) for value in record["case"].values())
         values, per_round, control = record["values"], record["per_round"], record["control"]
         yield Series(run.suite, case, record["provider"], record["unit"], values, per_round, control, record["missing"])
