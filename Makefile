@@ -10,11 +10,17 @@ VLLM := .venv-vllm
 #   make wheel CUDA_HOME=/usr/local/cuda-12.8 VS_KERNELS_CUDA_ARCHS="80 90"
 export CUDA_HOME VS_KERNELS_CUDA VS_KERNELS_CUDA_ARCHS
 
-.PHONY: demo test test-all test-vllm lint gates sanitize wheel test-wheel clean
+.PHONY: demo bench bench-full test test-all test-vllm lint gates sanitize wheel test-wheel clean
 
 demo: $(INSTALLED)  ## prefill with and without selection, on a real photo; what a trained selector keeps
 	$(VENV)/bin/python -m bench prefill
 	$(VENV)/bin/python -m bench quality --tasks tiles --pictures 200
+
+bench: $(INSTALLED)  ## every suite in ten minutes; ends with the path of the report
+	$(VENV)/bin/python -m bench all
+
+bench-full: $(INSTALLED)  ## every suite with all sizes and repetitions: hours
+	$(VENV)/bin/python -m bench all --full
 
 test: $(INSTALLED)  ## the whole test suite
 	$(VENV)/bin/python -m pytest

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import family_checks as checks
+from bench.harness import Recorder, environment
 from bench.tiny_families import FAMILIES
 
 PROGRAM = "python -m bench families"
@@ -86,6 +87,13 @@ def main(argv: Sequence[str]) -> int:
     console.print(f"{versions}, {time.perf_counter() - started:.0f} s")
     if args.out is not None:
         args.out.write_text(_markdown(rows, versions))
+    if args.records is not None:
+        with Recorder(args.records) as recorder:
+            recorder.write("run", suite="families", **environment(torch.device("cpu")))
+            for name, results in rows:
+                for cell, (text, error) in results.items():
+                    recorder.write("cell", family=name, cell=cell, result=text, as_promised=error is None)
+            recorder.finish()
     return 1 if args.check and unexpected else 0
 
 
@@ -140,5 +148,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--family", action="append", choices=FAMILIES, help="only this one; may be repeated")
     parser.add_argument("--cell", action="append", choices=CELLS, help="only this one; may be repeated")
     parser.add_argument("--out", type=Path, help="write the table as Markdown into this file")
+    parser.add_argument("--records", type=Path, help="write the cells as JSON lines into this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a cell is not as promised")
     return parser

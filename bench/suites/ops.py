@@ -131,8 +131,8 @@ def _measure(
         stream = Stream(sizes.stream_bytes, args.device, timer)
         matrix_rate = measured_matrix_rate(sizes.matrix, args.device, timer)
         recorder.write(
-            "ceilings", way=stream.way, bytes_per_second=stream.bandwidth, cores=stream.cores,
-            flops_per_second=matrix_rate,
+            "ceilings", way=stream.way, bytes_per_second=stream.bandwidth, most_bytes_per_second=stream.most,
+            cores=stream.cores, flops_per_second=matrix_rate,
         )  # fmt: skip
         console.print(
             f"reads    {stream.bandwidth / 1e9:.1f} GB/s, {args.threads} threads, by {stream.way} over "

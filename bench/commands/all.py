@@ -1,0 +1,76 @@
+"""Run every suite, one process each, and make the report: ten minutes on two cores, or with --full everything."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bench.__main__ import described
+from bench.harness import ROOT, Arguments, Recorder, environment
+
+PROGRAM = "python -m bench all"
+RECORDS = "suites.jsonl"
+# By suite, the options of the short profile and of the full one; {out} is the directory of the suite.
+OPTIONS: dict[str, tuple[str, str]] = {
+    "ops": ("--quick --out {out}", "--out {out}"),
+    "scaling": ("--quick --out {out}", "--out {out}"),
+    "memory": ("--quick --out {out}", "--out {out}"),
+    "train": ("--quick --out {out}", "--out {out}"),
+    "prefill": ("--rounds 2 --out {out}", "--rounds 6 --out {out}"),
+    "traffic": ("--out {out}", "--lengths 1024 16384 --out {out}"),
+    "compile": ("--archs sm_90 --out {out}", "--out {out}"),
+    "families": (
+        "--family Qwen2.5-VL --family LLaVA --records {out}/cells.jsonl",
+        "--records {out}/cells.jsonl",
+    ),
+    "quality": ("--tasks tiles --pictures 200 --out {out}", "--out {out}"),
+}
+OTHERS = ("--quick --out {out}", "--out {out}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code: 0; 1 where a suite failed; 130 interrupted."""
+    parser = Arguments(PROGRAM, description=__doc__)
+    parser.add_argument("--full", action="store_true", help="all sizes and repetitions: an hour or two")
+    parser.add_argument("--suites", nargs="+", choices=described("suites"), help="only these")
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    facts = {"full": args.full, "suites": args.suites, **environment(torch.device("cpu"))}
+    failed = []
+    with Recorder(args.out / RECORDS, facts) as recorder:
+        for suite in args.suites or described("suites"):
+            if recorder.find("done", name=suite):
+                print(f"{suite}: done before the interruption")
+                continue
+            print(f"\n{suite}\n{'=' * len(suite)}", flush=True)
+            started = time.perf_counter()
+            out = args.out / suite
+            out.mkdir(exist_ok=True)
+            options = OPTIONS.get(suite, OTHERS)[args.full].format(out=out.resolve())
+            code = bench(suite, *options.split())
+            if code == 130:
+                print(f"{PROGRAM}: interrupted; the same command goes on with {suite}", file=sys.stderr)
+                return 130
+            seconds = time.perf_counter() - started
+            if code:
+                failed.append(suite)
+            else:
+                recorder.write("done", name=suite, seconds=seconds)
+            print(f"{suite}: {seconds:.0f} s", flush=True)
+        if not failed:
+            recorder.finish()
+    if failed:
+        print(f"{PROGRAM}: failed: {', '.join(failed)}; the report lacks them", file=sys.stderr)
+    return max(bench("report", str(args.out.resolve())), int(bool(failed)))
+
+
+def bench(*arguments: str) -> int:
+    """Exit code of ``python -m bench`` in a process of its own: memory and threads of one suite do not touch others."""
+    try:
+        return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT).returncode
+    except KeyboardInterrupt:
+        return 130

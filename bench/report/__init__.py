@@ -1,0 +1,1 @@
+"""The report: charts of a result, and one page that holds them."""
