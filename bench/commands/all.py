@@ -26,6 +26,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
         "--family Qwen2.5-VL --family LLaVA --records {out}/cells.jsonl",
         "--records {out}/cells.jsonl",
     ),
+    "shapes": ("--quick --out {out}", "--out {out}"),
     "quality": ("--tasks tiles --pictures 200 --out {out}", "--out {out}"),
 }
 OTHERS = ("--quick --out {out}", "--out {out}")
