@@ -1,10 +1,11 @@
 """Which differences between two runs are beyond noise.
 
-Times: a series is compared by the medians of its rounds. Where a competitor without code of this library was timed in
-the same rounds, each round counts as a multiple of it, so that a slower phase of the machine cancels. A difference is
-reported where both hold: the two-sided Mann-Whitney rank test rejects equality at ``ALPHA`` after Holm's correction for
-all series together, and the medians differ by more than ``LEAST`` and, for series without such a competitor, by more
-than ``DRIFT_MARGIN`` times what the controls of the suite moved between the two runs, which no commit can have caused.
+Times: a series is compared by the medians of its rounds, as they are and, where a competitor without code of this
+library was timed in the same rounds, as multiples of it: a change of the library moves both, a slower phase of the
+machine the first, a disturbed competitor the second. A difference is reported where both hold, of both: the two-sided
+Mann-Whitney rank test rejects equality at ``ALPHA`` after Holm's correction for all series together; and the medians
+differ the same way by more than ``LEAST``, and by more than ``DRIFT_MARGIN`` times what the competitors of the suite
+moved between the two runs (the 80 % quantile), which no commit can have caused.
 Counts (bytes, launches, registers, answers) have no noise: any difference is one.
 """
 
@@ -17,7 +18,7 @@ from scipy.stats import mannwhitneyu
 from bench.harness import quantiles
 from bench.results import SECONDS, Series, SuiteRun, series
 
-ALPHA, LEAST, DRIFT_MARGIN = 0.01, 0.1, 2.0
+ALPHA, LEAST, DRIFT_MARGIN = 0.01, 0.1, 3.0
 FEWEST_ROUNDS = 5  # below, no rank test can tell anything
 GOOD_WHEN_LARGER = ("share of answers",)
 
@@ -30,7 +31,7 @@ class Change(NamedTuple):
     Attributes:
         key: suite, case, provider, unit.
         before, after: medians in the unit.
-        ratio: after over before; of times, relative to the competitor in the same rounds where there is one.
+        ratio: after over before; of times, the smaller of the two changes; 1 where those contradict each other.
         p_value: of the rank test after Holm's correction; 0 for counts that differ, 1 where nothing can be told.
         least: relative difference of the medians that is taken for noise.
     """
@@ -56,7 +57,7 @@ class Comparison(NamedTuple):
     """Attributes:
     changes: all series that are in both runs.
     untested: times with too few rounds for a test.
-    drift: by suite, the largest relative difference of a control between the two runs.
+    drift: by suite, how far the controls moved between the two runs: the 80 % quantile of the logarithms.
     """
 
     changes: list[Change]
@@ -80,13 +81,17 @@ def compare(before: Sequence[SuiteRun], after: Sequence[SuiteRun]) -> Comparison
             continue
         if a.control:
             continue
-        rounds_a, rounds_b, relative = _rounds(first, second, key)
-        if min(len(rounds_a), len(rounds_b)) < FEWEST_ROUNDS:
+        pairs = [(a.rounds, b.rounds)]
+        if relative := _beside_control(first, second, key):
+            pairs.append(relative)
+        if min(len(rounds) for pair in pairs for rounds in pair) < FEWEST_ROUNDS:
             untested += 1
             continue
-        ratio = quantiles(rounds_b)["q50"] / quantiles(rounds_a)["q50"]
-        least = LEAST if relative else max(LEAST, DRIFT_MARGIN * drift.get(key[0], 0.0))
-        p_values.append(float(mannwhitneyu(rounds_a, rounds_b, alternative="two-sided").pvalue))
+        moves = [math.log(quantiles(after)["q50"] / quantiles(before)["q50"]) for before, after in pairs]
+        agree = all(move > 0 for move in moves) or all(move < 0 for move in moves)
+        ratio = math.exp(min(moves, key=abs)) if agree else 1.0
+        least = math.expm1(max(math.log1p(LEAST), DRIFT_MARGIN * drift.get(key[0], 0.0)))
+        p_values.append(max(float(mannwhitneyu(*pair, alternative="two-sided").pvalue) for pair in pairs))
         times.append(Change(key, a.median, b.median, ratio, 1.0, least))
     changes += [change._replace(p_value=p) for change, p in zip(times, holm(p_values), strict=True)]
     return Comparison(changes, untested, drift)
@@ -106,26 +111,25 @@ def _by_key(runs: Sequence[SuiteRun]) -> dict[Key, Series]:
 
 
 def _drift(first: Mapping[Key, Series], second: Mapping[Key, Series], shared: Sequence[Key]) -> dict[str, float]:
-    drift: dict[str, float] = {}
+    moves: dict[str, list[float]] = {}
     for key in shared:
-        if first[key].control:
-            moved = math.exp(abs(math.log(second[key].median / first[key].median))) - 1
-            drift[key[0]] = max(drift.get(key[0], 0.0), moved)
-    return drift
+        if first[key].control and first[key].unit == SECONDS:
+            moves.setdefault(key[0], []).append(abs(math.log(second[key].median / first[key].median)))
+    return {suite: quantiles(of_suite)["q80"] for suite, of_suite in moves.items()}
 
 
-def _rounds(
+def _beside_control(
     first: Mapping[Key, Series], second: Mapping[Key, Series], key: Key
-) -> tuple[list[float], list[float], bool]:
-    """Medians of the rounds of both runs, as multiples of a control of the case where one has as many rounds."""
+) -> tuple[list[float], list[float]] | None:
+    """The rounds of both runs as multiples of a control that was timed in them; None where there is none."""
     ours = first[key].rounds, second[key].rounds
     for other, control in first.items():
         if control.control and other[:2] == key[:2] and other in second and _beside(key, other):
             theirs = control.rounds, second[other].rounds
             if [len(rounds) for rounds in theirs] == [len(rounds) for rounds in ours]:
                 a, b = ([x / y for x, y in zip(*pair, strict=True)] for pair in zip(ours, theirs, strict=True))
-                return a, b, True
-    return *ours, False
+                return a, b
+    return None
 
 
 def _beside(key: Key, control: Key) -> bool:

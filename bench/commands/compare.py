@@ -1,5 +1,6 @@
 """Compare two results: which changes are beyond noise. Exit code 1 where something became worse."""
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,12 +54,12 @@ def main(argv: Sequence[str]) -> int:
         f"{len(comparison.changes)} series compared: {len(changed) - worse} better, {worse} worse, the others within "
         f"noise; {comparison.untested} with too few rounds for a test"
     )
-    drifts = ", ".join(f"{suite} {moved:.0%}" for suite, moved in comparison.drift.items())
+    drifts = ", ".join(f"{suite} {math.expm1(moved):.0%}" for suite, moved in comparison.drift.items())
     console.print(
-        "Beyond noise: the two-sided Mann-Whitney test on the medians of rounds, with Holm's correction for all "
-        f"series, at {ALPHA:g}; and a change of more than {LEAST:.0%}, or of {DRIFT_MARGIN:g} times what competitors "
-        f"moved between the runs where a series has none in its rounds{f' ({drifts})' if drifts else ''}. Counts: any "
-        "change.",
+        "Beyond noise: the two-sided Mann-Whitney test on the medians of rounds, as they are and as multiples of a "
+        f"competitor in the same rounds, with Holm's correction for all series, at {ALPHA:g}; and a change of more "
+        f"than {LEAST:.0%} and of {DRIFT_MARGIN:g} times what competitors moved between the runs"
+        f"{f' ({drifts})' if drifts else ''}. Counts: any change.",
         style="dim",
     )
     return 1 if worse else 0
