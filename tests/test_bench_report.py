@@ -173,3 +173,11 @@ def test_a_suite_that_fails_is_named_and_the_others_still_run(tmp_path, monkeypa
     monkeypatch.setattr(all_suites, "bench", lambda name, *_: int(name == "memory"))
     assert all_suites.main(["--out", str(tmp_path), "--suites", "memory", "train"]) == 1
     assert "failed: memory; the report lacks them" in capsys.readouterr().err
+
+
+def test_a_disturbed_run_says_so(results):
+    records = results / "ops" / "records.jsonl"
+    records.write_text(records.read_text().replace('"note": ""', '"note": "", "cores": 0.7'))
+    assert report.main([str(results)]) == 0
+    text = (results / "report.html").read_text()
+    assert "disturbed 4 of 4 rows of the suite ops: work for 1 threads got as little as 0.7 cores" in text

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Mapping, Sequence
 
+from bench.ops_summary import UNDISTURBED
 from bench.points import text
 from bench.report.canvas import Chart, inline_svg
 from bench.report.glance import Tile, tiles
@@ -20,6 +21,7 @@ main { max-width: 880px; margin: 0 auto; padding: 40px 20px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; }
 h2 { font-size: 21px; line-height: 1.3; margin: 52px 0 6px; }
 p { margin: 6px 0; } .muted, figcaption { color: var(--muted); font-size: 14px; }
+.warning { border-left: 3px solid var(--ours); padding-left: 12px; font-size: 14px; }
 a { color: var(--third); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 28px 0 0; }
 .tile { background: var(--card); border-radius: 10px; padding: 14px 16px; }
@@ -52,6 +54,7 @@ def page(runs: Mapping[str, SuiteRun], charts: Sequence[Chart], lacking: Mapping
     body = [
         "<h1>vs_kernels, measured</h1>",
         f'<p class="muted">{_text(machine)}. {_text(versions)}. Commit {_text(facts["commit"])}.</p>',
+        _disturbance(runs),
         _tiles(tiles(runs)),
     ]
     for chart in charts:
@@ -78,6 +81,20 @@ def _tiles(shown: Sequence[Tile]) -> str:
         for tile in shown
     )
     return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _disturbance(runs: Mapping[str, SuiteRun]) -> str:
+    """A sentence where other programs took a part of the machine from the suite ``ops``, which looks for that."""
+    rows = [row for row in runs["ops"].of("row") if "cores" in row] if "ops" in runs else []
+    asked = min(runs["ops"].facts["threads"], runs["ops"].facts.get("cores", 1)) if rows else 0
+    disturbed = [row["cores"] for row in rows if row["cores"] < UNDISTURBED * asked]
+    if not disturbed:
+        return ""
+    return (
+        f'<p class="warning">Other programs disturbed {len(disturbed)} of {len(rows)} rows of the suite ops: work for '
+        f"{asked} threads got as little as {min(disturbed):.1f} cores. Ratios were measured side by side; times, and "
+        "what needs both cores, are worse than on a quiet machine.</p>"
+    )
 
 
 def _gpu_note(runs: Mapping[str, SuiteRun]) -> str:
