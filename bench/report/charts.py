@@ -96,7 +96,7 @@ def roofline(run: SuiteRun) -> Chart | None:
         )
         axes.set_xlabel("floating-point operations per byte")
         axes.set_ylabel("Gflop/s")
-        axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK)
+        axes.legend(loc="center right", frameon=False, fontsize=8.5, labelcolor=INK)
         return figure
 
     return Chart(
