@@ -1,5 +1,6 @@
 """Run every suite, one process each, and make the report: ten minutes on two cores, or with --full everything."""
 
+import importlib.util
 import subprocess
 import sys
 import time
@@ -26,9 +27,11 @@ OPTIONS: dict[str, tuple[str, str]] = {
         "--family Qwen2.5-VL --family LLaVA --records {out}/cells.jsonl",
         "--records {out}/cells.jsonl",
     ),
+    "serve": ("--rounds 1 --out {out}", "--out {out}"),
     "shapes": ("--quick --out {out}", "--out {out}"),
     "quality": ("--tasks tiles --pictures 200 --out {out}", "--out {out}"),
 }
+NEEDS = {"serve": "vllm"}  # packages that this project's environment lacks
 OTHERS = ("--quick --out {out}", "--out {out}")
 
 
@@ -46,6 +49,9 @@ def main(argv: Sequence[str]) -> int:
         for suite in args.suites or described("suites"):
             if recorder.find("done", name=suite):
                 print(f"{suite}: done before the interruption")
+                continue
+            if suite in NEEDS and importlib.util.find_spec(NEEDS[suite]) is None:
+                print(f"{suite}: not run: {NEEDS[suite]} is not installed")
                 continue
             print(f"\n{suite}\n{'=' * len(suite)}", flush=True)
             started = time.perf_counter()
