@@ -103,6 +103,10 @@ def operators(compiled: bool) -> dict[str, Operator]:
             lambda ops, x, kept: ops.soft_topk(x.scores, x.plan, TEMPERATURE)[:1], ("scores",),
             {"64 bisections": lambda x, kept: (published.soft_topk(x.scores, _k(x), TEMPERATURE),)},
         ),
+        "soft_topk_with_loss": Operator(
+            lambda ops, x, kept: ops.soft_topk_with_loss(x.scores, x.plan, TEMPERATURE)[::2], ("scores",),
+            {"published": lambda x, kept: (published.soft_topk(x.scores, _k(x), TEMPERATURE), *_loss(x, kept))},
+        ),
         "topk_consistency_loss": Operator(
             lambda ops, x, kept: (ops.topk_consistency_loss(x.scores, x.plan, TEMPERATURE),), ("scores",),
             {"published": _loss},
