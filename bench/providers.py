@@ -69,9 +69,9 @@ def _straight_through_mask(x: Inputs, kept: Tensor) -> tuple[Tensor, ...]:
     return ((x.tokens * factors[:, None] + soft).to(x.tokens.dtype),)
 
 
-def _loss(x: Inputs, kept: Tensor) -> tuple[Tensor, ...]:
+def _soft_with_loss(x: Inputs, kept: Tensor) -> tuple[Tensor, ...]:
     probs = published.soft_topk(x.scores, _k(x), TEMPERATURE)
-    return (published.topk_consistency_loss(probs, x.scores.detach(), _k(x)),)
+    return probs, published.topk_consistency_loss(probs, x.scores.detach(), _k(x))
 
 
 def operators(compiled: bool) -> dict[str, Operator]:
@@ -105,11 +105,11 @@ def operators(compiled: bool) -> dict[str, Operator]:
         ),
         "soft_topk_with_loss": Operator(
             lambda ops, x, kept: ops.soft_topk_with_loss(x.scores, x.plan, TEMPERATURE)[::2], ("scores",),
-            {"published": lambda x, kept: (published.soft_topk(x.scores, _k(x), TEMPERATURE), *_loss(x, kept))},
+            {"published": _soft_with_loss},
         ),
         "topk_consistency_loss": Operator(
             lambda ops, x, kept: (ops.topk_consistency_loss(x.scores, x.plan, TEMPERATURE),), ("scores",),
-            {"published": _loss},
+            {"published": lambda x, kept: _soft_with_loss(x, kept)[1:]},
         ),
         "gather_tokens": Operator(
             lambda ops, x, kept: (ops.gather_tokens(x.tokens, kept),), ("tokens",),

@@ -16,7 +16,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPECIAL = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -3.4e38])
 TAKES_SCORES = verify.CALLS.keys() - {"importance_scores", "select_tokens"}
 # Where all probabilities of a pool are saturated, any threshold in a wide range solves its equation to float64.
-UNDETERMINED = {("soft_topk", "output 1"), ("soft_topk", "grad of scores")}
+UNDETERMINED = {
+    (name, result) for name in ("soft_topk", "soft_topk_with_loss") for result in ("output 1", "grad of scores")
+}
 SATURATED = 1e-5  # absolute error of what is zero in truth, and in practice
 
 # Derandomized: every run tries the same examples, so that a failure is a change of the code.

@@ -157,9 +157,8 @@ def _print_results(console: Console, rows: list[Row], summary: dict[str, Any], o
     console.print(table(rows))
     console.print(
         "Medians of interleaved calls; every result was verified against float64 first. CPU time: the ratio of process "
-        "times. Bandwidth: bytes that must be moved over our time, as a share of the measured reads. Beyond its kernel "
-        "alone (µs): the public call less the dispatcher's operator on the same arguments, plus the latter on one "
-        "token of width 8.",
+        "times. Bandwidth: bytes that must be moved over our time, as a share of the measured reads. One token "
+        "(µs): the public call on one token of width 8, which is what a call costs beyond its kernel.",
         style="dim",
     )
     for note in notes(rows):

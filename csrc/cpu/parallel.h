@@ -12,8 +12,10 @@
 
 namespace vs_kernels {
 
-// Below this many scores a pool is one thread's work.
-constexpr int64_t kLargePool = 16384;
+// Up to this many scores a pool is one thread's work: to wake another one for each pass takes longer than the passes.
+constexpr int64_t kLargePool = 65536;
+// This many scores of several pools are worth a thread that is woken once.
+constexpr int64_t kThreadScores = 16384;
 
 inline int64_t num_parts(int64_t n, int64_t part) { return (n + part - 1) / part; }
 
@@ -38,7 +40,8 @@ void on_threads(int64_t workers, const F& work) {
 template <class F>
 void for_each_pool(const PoolSums& lengths, int64_t large, const F& f) {
   std::atomic<int64_t> next{0};
-  on_threads(std::min(lengths.count(), std::max<int64_t>(1, num_parts(lengths.total(), large))), [&] {
+  const int64_t worth = std::max<int64_t>(1, num_parts(lengths.total(), std::min(large, kThreadScores)));
+  on_threads(std::min(lengths.count(), worth), [&] {
     for (int64_t pool; (pool = next.fetch_add(1, std::memory_order_relaxed)) < lengths.count();) {
       if (lengths.length(pool) < large) f(pool);
     }

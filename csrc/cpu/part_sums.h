@@ -9,7 +9,7 @@
 namespace vs_kernels {
 
 // Scores that make a thread's share worth its start.
-constexpr int64_t kPartScores = 8192;
+constexpr int64_t kPartScores = 65536;
 
 inline void add(SoftBalance& total, const SoftBalance& part) {
   total.below += part.below;

@@ -84,7 +84,7 @@ struct RowResults {
   }
 
  private:
-  static constexpr int64_t kLargeResult = int64_t{1} << 23;
+  static constexpr int64_t kLargeResult = int64_t{1} << 24;
   static constexpr int64_t kLine = 64;
 };
 

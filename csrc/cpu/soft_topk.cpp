@@ -1,11 +1,12 @@
 // soft_topk: the differentiable Top-K, probabilities that add up to k in each pool; and its backward.
+#include "soft_topk.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
 #include "hard_topk.h"
 #include "parallel.h"
-#include "soft_topk.h"
 #include "soft_topk_pool.h"
 
 namespace vs_kernels {

@@ -170,8 +170,8 @@ Tensors run_all(const Inputs& x) {
   keep(call("soft_topk_backward", 1, x.grad_scores, x.grad_pools, x.scores, soft[2], soft[3], x.cu_lengths,
             kTemperature));
   const Tensors both = keep(call("soft_topk_with_loss", 6, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
-  keep(call("soft_topk_with_loss_backward", 1, x.grad_scores, x.grad_pools, both[2], x.scores, both[3], both[4], both[5],
-            x.cu_lengths, kTemperature));
+  keep(call("soft_topk_with_loss_backward", 1, x.grad_scores, x.grad_pools, both[2], x.scores, both[3], both[4],
+            both[5], x.cu_lengths, kTemperature));
   keep(call("topk_consistency_loss", 2, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
 
   keep(call("gather_tokens", 1, x.tokens, indices));
