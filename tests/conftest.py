@@ -1,36 +1,10 @@
-"""Backends: every operator test runs on each set of kernels that this machine has."""
+"""Every operator test runs on each backend."""
 
-import contextlib
-import importlib.util
 from collections.abc import Iterator
 
 import pytest
 import torch
-
-from vs_kernels import library
-
-if HAS_TRITON := importlib.util.find_spec("triton") is not None:
-    import interpreter
-
-    interpreter.repair()
-
-ISAS = ("baseline", "avx2", "avx512")
-
-
-def _available_isas() -> list[str]:
-    if library.CPU_PROBLEM is not None:
-        return []
-    chosen = library.cpu_isa()
-    available = []
-    for isa in ISAS:
-        with contextlib.suppress(ValueError):
-            library.set_cpu_isa(isa)
-            available.append(isa)
-    library.set_cpu_isa(chosen)
-    return available
-
-
-BACKENDS = ["pytorch", *_available_isas()]
+from backends import BACKENDS, HAS_TRITON, use_backend
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,23 +28,6 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     instruction set."""
     with use_backend(request.param):
         yield request.param
-
-
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    if name == "pytorch":
-        with library.plain_kernels():
-            yield
-    elif name == "triton":
-        with library.triton_kernels("cpu"):
-            yield
-    else:
-        chosen = library.cpu_isa()
-        library.set_cpu_isa(name)
-        try:
-            yield
-        finally:
-            library.set_cpu_isa(chosen)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import BACKENDS, use_backend
+from backends import BACKENDS, use_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

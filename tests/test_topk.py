@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS, use_backend
+from backends import BACKENDS, use_backend
 
 import vs_kernels as vk
 from vs_kernels import SelectionPlan

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import HAS_TRITON, use_backend
+from backends import HAS_TRITON, use_backend
 
 import vs_kernels as vk
 from vs_kernels import SelectionPlan, library, reference, verify

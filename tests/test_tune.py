@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HAS_TRITON, use_backend
+from backends import HAS_TRITON, use_backend
 
 from vs_kernels.cli import main
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS, use_backend
+from backends import BACKENDS, use_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from straight_through_cases import DTYPES, Case
