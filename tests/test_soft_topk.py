@@ -177,6 +177,15 @@ def test_consistency_loss_without_tokens(backend: str) -> None:
     assert vk.topk_consistency_loss(torch.zeros(0), SelectionPlan([], [])).item() == 0
 
 
+@pytest.mark.parametrize(("n", "k"), [(46, 3), (64, 4), (4600, 300)])
+def test_loss_of_equal_scores(backend: str, n: int, k: int) -> None:
+    """Equal terms, whose roundings all go one way: the loss is the entropy of k / n, within a few units of float32."""
+    share = k / n
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    loss = vk.topk_consistency_loss(torch.full((n,), 0.3), SelectionPlan([n], [k]))
+    assert abs(loss.item() / entropy - 1) < 2e-7
+
+
 @pytest.mark.interpreted
 def test_with_loss_is_both_at_once(backend: str) -> None:
     """Bit for bit where no gradient is added up; the gradient is the sum of the two."""

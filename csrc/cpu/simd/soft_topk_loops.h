@@ -94,7 +94,9 @@ LossSums consistency_loss(const float* centred, const uint8_t* mask, int64_t n, 
   LossSums sums = {0.0, 0.0, 0.0};
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-    float loss = 0.0f, excess = 0.0f, slope = 0.0f;
+    // All but a few terms of the loss are small and alike, so that roundings of a float32 sum would go one way.
+    double loss = 0.0;
+    float excess = 0.0f, slope = 0.0f;
 #pragma omp simd reduction(+ : loss, excess, slope)
     for (int64_t i = begin; i < end; ++i) {
       const float x = centred[i] + shift;
