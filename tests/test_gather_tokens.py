@@ -1,5 +1,6 @@
 import pytest
 import torch
+from backends import BACKENDS, use_backend
 
 import vs_kernels as vk
 
@@ -63,13 +64,25 @@ def test_errors_of_positions_and_mask(extras: dict, error: type, message: str) -
         ([0, 4], TypeError, "indices: got list"),
         (torch.tensor([0, 1], dtype=torch.int32), TypeError, "indices: got torch.int32, expected int64"),
         (torch.tensor([[0, 1]]), ValueError, r"indices: got shape \(1, 2\), expected \[K\]"),
-        (torch.tensor([0, 4]), ValueError, "indices: got 4 after 0, expected strictly ascending rows below 4"),
-        (torch.tensor([-1, 2]), ValueError, "indices: got -1 after -1"),
-        (torch.tensor([2, 1]), ValueError, "indices: got 1 after 2"),
-        (torch.tensor([1, 1]), ValueError, "indices: got 1 after 1"),
         (torch.tensor([1], device="meta"), ValueError, "indices: got a tensor on meta, expected cpu"),
     ],
 )
 def test_errors(backend: str, indices, error, message) -> None:
     with pytest.raises(error, match=message):
         vk.gather_tokens(torch.randn(4, 8), indices)
+
+
+@pytest.mark.parametrize("backend_name", BACKENDS)
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([0, 4], "indices: got 4 after 0, expected strictly ascending rows below 4"),
+        ([-1, 2], "indices: got -1 after -1"),
+        ([2, 1], "indices: got 1 after 2"),
+        ([1, 1], "indices: got 1 after 1"),
+    ],
+)
+def test_wrong_rows(backend_name: str, indices: list[int], message: str) -> None:
+    """Checked by the kernels of a CPU alone: on a GPU the check would wait for the device."""
+    with use_backend(backend_name), pytest.raises(ValueError, match=message):
+        vk.gather_tokens(torch.randn(4, 8), torch.tensor(indices))
