@@ -63,9 +63,10 @@ Tensor ascending_rows(const Tensor& indices, int64_t count) {
 Tensor gather_rows(const Rows& tokens, const int64_t* indices, int64_t kept, float factor) {
   const RowResults out(tokens, kept);
   for_row_parts(tokens, kept, [&](int64_t begin, int64_t end) {
-    if (factor == 1.0f && out.past_caches) {
-      simd().copy_rows(tokens.data, tokens.stride * tokens.entry_bytes, indices + begin, end - begin, out.row_bytes,
-                       out.row(begin));
+    if (factor == 1.0f && out.whole_lines) {
+      const auto copy = out.past_caches ? simd().stream_rows : simd().copy_rows;
+      copy(tokens.data, tokens.stride * tokens.entry_bytes, indices + begin, end - begin, out.row_bytes,
+           out.row(begin));
       return;
     }
     for (int64_t i = begin; i < end; ++i) {

@@ -54,6 +54,7 @@ struct RowResults {
   Tensor tensor;
   char* data;
   int64_t row_bytes;
+  bool whole_lines;
   // Written past the caches, where it would fill them; a smaller result is still there for whoever reads it next.
   bool past_caches;
 
@@ -61,7 +62,8 @@ struct RowResults {
       : tensor(new_tensor({count, like.columns}, dtype_of(like.tensor))),
         data(vs_kernels::data<char>(tensor)),
         row_bytes(like.row_bytes()),
-        past_caches(count * row_bytes >= kLargeResult && row_bytes % kLine == 0 &&
+        whole_lines(row_bytes % kLine == 0),
+        past_caches(whole_lines && count * row_bytes >= kLargeResult &&
                     reinterpret_cast<uintptr_t>(data) % kLine == 0) {}
 
   void* row(int64_t i) const { return data + i * row_bytes; }
@@ -77,7 +79,7 @@ struct RowResults {
   void copy(int64_t i, const void* from) const {
     if (past_caches) {
       constexpr int64_t kFirst = 0;
-      simd().copy_rows(from, 0, &kFirst, 1, row_bytes, row(i));
+      simd().stream_rows(from, 0, &kFirst, 1, row_bytes, row(i));
     } else {
       std::memcpy(row(i), from, row_bytes);
     }

@@ -30,7 +30,7 @@ def soft_topk_with_loss(scores: Tensor, plan: SelectionPlan, temperature: float 
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
     cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
-    probs, thresholds, loss, _, _, _ = call(
+    probs, thresholds, loss, *_ = call(
         SoftTopKWithLossFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature
     )
     return probs if scores.dim() == 1 else probs.view(scores.shape), thresholds, loss
@@ -38,20 +38,18 @@ def soft_topk_with_loss(scores: Tensor, plan: SelectionPlan, temperature: float 
 
 class SoftTopKWithLossFunction(torch.autograd.Function):
     """(scores [T], cu_lengths [S + 1], cu_ks [S + 1], max_length, temperature) -> probabilities [T], thresholds [S],
-    loss [], and the backward's pivots [S], shifts [S] and the gradient of the loss [T]."""
+    loss []."""
 
     @staticmethod
     def forward(ctx, scores, cu_lengths, cu_ks, max_length, temperature):
-        output = _op(scores, cu_lengths, cu_ks, max_length, temperature)
-        _, _, _, *parts = output
-        ctx.mark_non_differentiable(*parts)
+        probs, thresholds, loss, *parts = _op(scores, cu_lengths, cu_ks, max_length, temperature)
         ctx.save_for_backward(scores, *parts, cu_lengths)
         ctx.temperature = temperature
-        return output
+        return probs, thresholds, loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_probs, grad_thresholds, grad_loss, *_):
+    def backward(ctx, grad_probs, grad_thresholds, grad_loss):
         grad = _backward_op(grad_probs, grad_thresholds, grad_loss, *ctx.saved_tensors, ctx.temperature)
         return grad, None, None, None, None
 

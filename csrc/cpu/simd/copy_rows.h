@@ -1,4 +1,4 @@
-// Copies of rows past the caches, in lines of 64 bytes. Rows and results are whole lines, results aligned to them.
+// Copies of rows in lines of 64 bytes. Rows are whole lines; results written past the caches are aligned to them.
 #pragma once
 
 #include <stdint.h>
@@ -10,27 +10,35 @@ namespace {
 
 constexpr int64_t kLine = 16;  // floats in 64 bytes
 
+template <bool PastCaches>
 VS_INLINE void copy_line(const float* from, float* to) {
-  for (int64_t i = 0; i < kLine; i += kLanes) stream(to + i, load(from + i));
+  for (int64_t i = 0; i < kLine; i += kLanes) {
+    if constexpr (PastCaches) {
+      stream(to + i, load(from + i));
+    } else {
+      store(to + i, load(from + i));
+    }
+  }
 }
 
-template <int R>
+template <bool PastCaches, int R>
 void copy_rows_of(const char* rows, int64_t stride, const int64_t* indices, int64_t bytes, char* out) {
   for (int64_t at = 0; at < bytes; at += 64) {
     for (int row = 0; row < R; ++row) {
-      copy_line(reinterpret_cast<const float*>(rows + indices[row] * stride + at),
-                reinterpret_cast<float*>(out + row * bytes + at));
+      copy_line<PastCaches>(reinterpret_cast<const float*>(rows + indices[row] * stride + at),
+                            reinterpret_cast<float*>(out + row * bytes + at));
     }
   }
 }
 
 // Four rows side by side, as in rows_loops.h.
+template <bool PastCaches>
 void copy_rows(const void* rows, int64_t stride, const int64_t* indices, int64_t n, int64_t bytes, void* out) {
   const char* from = static_cast<const char*>(rows);
   char* to = static_cast<char*>(out);
   int64_t i = 0;
-  for (; i + 4 <= n; i += 4) copy_rows_of<4>(from, stride, indices + i, bytes, to + i * bytes);
-  for (; i < n; ++i) copy_rows_of<1>(from, stride, indices + i, bytes, to + i * bytes);
+  for (; i + 4 <= n; i += 4) copy_rows_of<PastCaches, 4>(from, stride, indices + i, bytes, to + i * bytes);
+  for (; i < n; ++i) copy_rows_of<PastCaches, 1>(from, stride, indices + i, bytes, to + i * bytes);
 }
 
 void zero_row(int64_t bytes, void* out) {

@@ -95,8 +95,10 @@ struct SimdKernels {
   // In place: p - m becomes factor (p - m - v mean), 0 where the score is not finite.
   void (*consistency_gradient)(const float* scores, int64_t n, float mean, float factor, float* grad);
 
-  // out[i] = rows[indices[i]], all of them `bytes` long, past the caches; stride in bytes.
+  // out[i] = rows[indices[i]], all of them `bytes` long, whole lines of 64; stride in bytes.
   void (*copy_rows)(const void* rows, int64_t stride, const int64_t* indices, int64_t n, int64_t bytes, void* out);
+  // The same past the caches, to aligned lines.
+  void (*stream_rows)(const void* rows, int64_t stride, const int64_t* indices, int64_t n, int64_t bytes, void* out);
   // A row of zeros, past the caches.
   void (*zero_row)(int64_t bytes, void* out);
 

@@ -26,7 +26,8 @@ constexpr SimdKernels kTable = {
     soft_backward,
     consistency_loss,
     consistency_gradient,
-    copy_rows,
+    copy_rows<false>,
+    copy_rows<true>,
     zero_row,
     {kRowKernels<float>, kRowKernels<BFloat16>, kRowKernels<Float16>},
 };
