@@ -110,6 +110,17 @@ def test_query_bias_gets_the_sum_of_other_gradients(backend: str) -> None:
 
 
 @pytest.mark.interpreted
+def test_query_bias_gets_a_small_sum_of_large_gradients(backend: str) -> None:
+    """What is taken for zero is the rounding of the gradients, not whatever is small beside them."""
+    tokens, (q_weight, q_bias, k_weight, k_bias) = torch.randn(200, 16), scorer_weights(16, 8)
+    q_bias.requires_grad_()
+    grad = torch.tensor([1.0, -1.0]).repeat(100) + 2.0**-16
+    vk.importance_scores(tokens, q_weight, q_bias, k_weight, k_bias).backward(grad)
+    key = k_weight @ tokens.mean(dim=0) + k_bias
+    torch.testing.assert_close(q_bias.grad, 200 * 2.0**-16 * key / math.sqrt(8))
+
+
+@pytest.mark.interpreted
 def test_only_wanted_gradients_are_made(backend: str) -> None:
     tokens, weights = torch.randn(30, 16), scorer_weights(16, 8)
     weights[2].requires_grad_()
