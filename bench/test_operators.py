@@ -41,11 +41,11 @@ def _run(benchmark, inputs: Inputs, name: str, provider: str, backward: bool) ->
 
     def call() -> None:
         if provider == "vs_kernels":
-            (out,) = operator.ours(vs_kernels, x, kept)
+            outputs = operator.ours(vs_kernels, x, kept)
         else:
-            (out,) = operator.others[provider](x, kept)
+            outputs = operator.others[provider](x, kept)
         if backward:
-            torch.autograd.grad(out.sum(), [by_name[leaf] for leaf in operator.leaves])
+            torch.autograd.grad([output.sum() for output in outputs], [by_name[leaf] for leaf in operator.leaves])
         if inputs.tokens.device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -1,6 +1,9 @@
 """The suite of real models' shapes, its providers, and the timing of a CUDA device on a stand-in for one."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +105,10 @@ def test_a_call_that_cannot_be_captured_is_missing_with_the_reason(monkeypatch):
     assert missing == {
         ", graph": "cannot be captured as a CUDA graph: operation not permitted when stream is capturing"
     }
+
+
+def test_pytest_benchmark_calls_every_operator_and_competitor():
+    """Once each, without a measurement: the command of the README."""
+    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-disable", "-q"]
+    done = subprocess.run(command, cwd=Path(shapes.__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -113,6 +113,21 @@ def test_wheel_from_source_archive_holds_the_libraries(checkout: Path, tmp_path:
         assert library_audit.problems(Path(zipfile.ZipFile(wheel).extract(name, tmp_path))) == []
 
 
+def test_source_archive_makes_the_wheel_of_the_checkout(checkout: Path, tmp_path: Path):
+    """Byte for byte, and with every source that the libraries are built from."""
+    archive = run_hook(checkout, "build_sdist")
+    shutil.unpack_archive(archive, tmp_path)
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    without_libraries = {"VS_KERNELS_CPU": "0", "VS_KERNELS_CUDA": "0"}
+    wheels = [zipfile.ZipFile(run_hook(folder, "build_wheel", **without_libraries)) for folder in (checkout, unpacked)]
+    ours, theirs = ({name: wheel.read(name) for name in wheel.namelist()} for wheel in wheels)
+    assert ours == theirs
+    for folder in ("csrc", "build_backend"):
+        for source in filter(Path.is_file, (ROOT / folder).rglob("*")):
+            if "__pycache__" not in source.parts:
+                assert (unpacked / source.relative_to(ROOT)).read_bytes() == source.read_bytes()
+
+
 def test_cuda_is_left_out_or_demanded(checkout: Path):
     without_nvcc = {"CUDA_HOME": "/nonexistent", "VS_KERNELS_CPU": "0"}
     for choice in ({"VS_KERNELS_CPU": "0", "VS_KERNELS_CUDA": "0"}, without_nvcc):

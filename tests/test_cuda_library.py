@@ -1,6 +1,7 @@
 """The CUDA library beside a torch without CUDA: what it registers, what it needs, and what is said where it is not
 there."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vs_kernels import cli, library
+from vs_kernels import cli, library, verify
 
 LIBRARY = Path(library.__file__).with_name("_cuda.so")
 needs_library = pytest.mark.skipif(not LIBRARY.is_file(), reason=f"{LIBRARY} is not built: no nvcc")
@@ -46,6 +47,52 @@ def test_it_registers_the_backward_beside_a_torch_with_the_same_cuda() -> None:
     assert problem == "None"
     assert registered == str(sorted(library.CUDA_OPERATORS))
     assert initialised == "False"
+
+
+CHOICE = """
+import torch
+torch.version.cuda = {version!r}
+from vs_kernels import cli, library
+cli.devices = lambda: ["cuda"]
+cli.main(["info"])
+op = torch.ops.vs_kernels.straight_through_mask_backward.default
+keys = torch._C.DispatchKeySet("CUDA")
+f = torch.ones(6, 8)
+rest = (f[:, 0], f[:, 0] > 0, f[0, :1], f[0, :1], torch.tensor([0, 6]), 1.0, 1.0, [True, True])
+def serves():
+    try:
+        op.redispatch(keys, f, f, *rest)
+    except RuntimeError as error:
+        return "C++" if "tokens: expected a tensor on cuda" in str(error) else "another"
+    except ForcedKernel:
+        return "Triton"
+class ForcedKernel(Exception): pass
+def forced(*args): raise ForcedKernel
+print("unforced", serves())
+library.triton_kernel = lambda name: forced
+with library.triton_kernels("cuda"):
+    print("forced", serves())
+print("afterwards", serves())
+"""
+
+
+@needs_library
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_it_goes_before_triton_unless_that_is_forced() -> None:
+    major, minor = library.cuda_version(LIBRARY)
+    lines = {}
+    for version in (f"{major}.0", f"{major + 1}.0"):
+        code = CHOICE.format(version=version)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        lines[version] = [line.split() for line in done.stdout.splitlines()]
+    loaded, refused = lines.values()
+    assert ["CUDA", "library", "loaded,", "CUDA", f"{major}.{minor}"] in loaded
+    for name in verify.CALLS:
+        assert [name, "Triton"] in loaded
+    for name in library.CUDA_OPERATORS:
+        assert [name, "C++"] in loaded and [name, "Triton"] in refused
+    assert loaded[-3:] == [["unforced", "C++"], ["forced", "Triton"], ["afterwards", "C++"]]
+    assert any(f"_cuda.so is built with CUDA {major}.{minor}" in " ".join(line) for line in refused)
 
 
 def test_a_library_that_does_not_load_is_told_in_words(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -49,11 +47,12 @@ def test_applying_sets_the_selector_and_its_noise() -> None:
 
 
 def test_noise_explores_in_proportion_to_the_scores() -> None:
-    """Keeping one of two tokens under Gumbel noise is a draw with probability sigmoid(gap / noise)."""
+    """Keeping one of several tokens under Gumbel noise is a draw with the probabilities softmax(scores / noise)."""
     selector = VisionTokenSelector(ImportanceScorer(4), train_mode="straight_through_gather", noise=0.5)
-    scores = torch.tensor([0.3, 0.0]).repeat(20000)
-    noisy = selector._noisy(scores).view(-1, 2)
-    assert (noisy[:, 0] > noisy[:, 1]).float().mean() == pytest.approx(1 / (1 + math.exp(-0.6)), abs=0.015)
+    scores = torch.tensor([0.6, 0.0, -0.4])
+    noisy = selector._noisy(scores.repeat(20000)).view(-1, 3)
+    drawn = noisy.argmax(dim=1).bincount() / 20000
+    torch.testing.assert_close(drawn, torch.softmax(scores / 0.5, dim=0), rtol=0, atol=0.015)
 
 
 def test_from_config() -> None:

@@ -25,6 +25,19 @@ def test_import_brings_no_framework_and_asks_no_driver() -> None:
     assert run(IMPORT).stdout.split() == ["[]", "False"]
 
 
+SECONDS = """
+import time, torch
+before = time.process_time()
+import vs_kernels
+print(time.process_time() - before)
+"""
+
+
+def test_import_takes_little_beyond_that_of_torch() -> None:
+    """Of the processor: what else the machine does shall not count."""
+    assert min(float(run(SECONDS).stdout) for _ in range(2)) < 0.3
+
+
 SELECT = """
 import torch, vs_kernels
 assert vs_kernels.__file__.startswith({folder!r}), vs_kernels.__file__

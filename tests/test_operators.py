@@ -173,6 +173,10 @@ def _bare_calls() -> dict[str, tuple]:
     }
 
 
+def _argument_names(name: str) -> list[str]:
+    return [argument.name for argument in getattr(torch.ops.vs_kernels, name).default._schema.arguments]
+
+
 @pytest.mark.parametrize("name", ["importance_scores", "soft_topk", "soft_topk_with_loss", "straight_through_mask"])
 def test_forward_mode_is_refused_and_not_dropped(name: str) -> None:
     x = verify.Inputs.random(SelectionPlan([6], [2]), width=4, hidden=2, dtype=torch.float32)
@@ -257,6 +261,23 @@ def test_autocast_keeps_scores_in_float32() -> None:
     assert probs.dtype == torch.float32
     torch.testing.assert_close(probs, vk.soft_topk(low.float(), plan)[0], rtol=0, atol=0)
     torch.testing.assert_close(bare, probs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in _bare_calls() if "scores" in _argument_names(name)])
+def test_autocast_takes_all_scores_of_lower_precision(name: str) -> None:
+    """Of the dispatcher operators; on CUDA by the same rule."""
+    op = getattr(torch.ops.vs_kernels, name).default
+    scores = torch.randn(21).bfloat16()
+    at = [i for i, argument in enumerate(_argument_names(name)) if argument in ("scores", "selection_scores")]
+    arguments = _bare_calls()[name]
+    low, high = list(arguments), list(arguments)
+    for i in at:
+        low[i], high[i] = scores, scores.float()
+    expected = op(*high)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = op(*low)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "AutocastCUDA")
 
 
 def test_no_second_derivative_instead_of_a_wrong_one() -> None:

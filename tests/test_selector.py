@@ -19,6 +19,15 @@ def test_the_published_size() -> None:
     assert not scorer.q_proj.bias.any() and not scorer.k_proj.bias.any()
 
 
+def test_scores_are_the_mean_product_of_queries_and_keys() -> None:
+    scorer, tokens = make().scorer.double(), torch.randn(30, 32, dtype=torch.float64)
+    for projection in (scorer.q_proj, scorer.k_proj):
+        torch.nn.init.normal_(projection.bias)
+    truth = (scorer.q_proj(tokens) @ scorer.k_proj(tokens).T).mean(dim=1) / 16**0.5
+    scores = scorer.float()(tokens.float())
+    torch.testing.assert_close(scores.double(), truth, rtol=1e-5, atol=1e-5)
+
+
 def test_eval_drops_tokens() -> None:
     selector, tokens = make().eval(), torch.randn(60, 32)
     selection = selector(tokens, [40, 20])

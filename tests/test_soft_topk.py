@@ -210,10 +210,12 @@ def test_with_loss_is_both_at_once(backend: str) -> None:
 @pytest.mark.parametrize(
     ("temperature", "error", "message"),
     [
-        (0.0, ValueError, "temperature: got 0.0, expected a finite number > 0"),
+        (0.0, ValueError, "temperature: got 0.0, expected a number from 1e-37 to 1e37"),
         (-1, ValueError, "temperature: got -1"),
         (math.nan, ValueError, "temperature: got nan"),
         (math.inf, ValueError, "temperature: got inf"),
+        (1e-38, ValueError, "temperature: got 1e-38"),
+        (1e38, ValueError, r"temperature: got 1e\+38"),
         ("hot", TypeError, "temperature: got str, expected a host number"),
         (torch.tensor(1.0), TypeError, "temperature: got Tensor, expected a host number"),
     ],

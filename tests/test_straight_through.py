@@ -67,6 +67,20 @@ def test_mask(backend: str, dropped_scale: float, noise: float) -> None:
     torch.testing.assert_close(grad_tokens, factors * grad, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_16_bits_is_rounded_to_the_nearest_even(backend: str, dtype: torch.dtype) -> None:
+    """Times 1.5 every second one lies halfway between two; with infinities, NaN and subnormal numbers."""
+    numbers = torch.arange(2**16).sub(2**15).to(torch.int16).view(dtype).view(64, 1024)
+    tokens, scores = numbers.clone().requires_grad_(), torch.randn(64, requires_grad=True)
+    expected = (1.5 * numbers.float()).to(dtype)
+    kept, _ = vk.straight_through_gather(tokens, scores, SelectionPlan([64], [64]), scale=1.5)
+    torch.testing.assert_close(kept, expected, rtol=0, atol=0, equal_nan=True)
+    (grad,) = torch.autograd.grad(kept, tokens, numbers, retain_graph=True)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0, equal_nan=True)
+    grad, _ = torch.autograd.grad(kept, [tokens, scores], numbers)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.interpreted
 def test_dropped_tokens_learn_from_the_mask_but_not_from_the_gather(backend: str) -> None:
     tokens, scores = torch.eye(6), torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, -1.0], requires_grad=True)

@@ -37,6 +37,11 @@ void run(const std::string& name, dim3 grid, dim3 block, void* task) {
   if (!rows) return on_host::run_pools(*static_cast<vs_kernels::cuda::PoolsTask*>(task), grid.y);
   const auto& rows_task = *static_cast<vs_kernels::cuda::RowsTask*>(task);
   const bool mask = contains(name, "FormE1"), scores = contains(name, "Lb1ELb"), tokens = contains(name, "ELb1EEE");
+  // A GPU refuses vectors elsewhere; the host moves them from anywhere.
+  const auto aligned = [](const void* rows) { return reinterpret_cast<uintptr_t>(rows) % sizeof(uint4) == 0; };
+  const auto rows_aligned =
+      aligned(rows_task.grads) && (!scores || aligned(rows_task.tokens)) && (!tokens || aligned(rows_task.grad_tokens));
+  if (rows_task.vectors > 0 && !rows_aligned) throw std::runtime_error(name + ": vectors that are not aligned");
   if (contains(name, "7Float32")) {
     on_host::run_rows<vs_kernels::cuda::Float32>(rows_task, grid.x, mask, scores, tokens);
   } else if (contains(name, "8BFloat16")) {

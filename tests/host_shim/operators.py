@@ -25,6 +25,12 @@ def on_cuda(case: Case, wanted: tuple[bool, bool]) -> tuple[torch.Tensor, torch.
     return getattr(OPS, name).default.redispatch(CUDA, *inputs, sums, case.temperature, case.factor, list(wanted))
 
 
+def one_entry_on(rows: torch.Tensor) -> torch.Tensor:
+    """The same rows at an address that no vector of 16 bytes can be loaded from."""
+    memory = rows.new_empty(rows.numel() + 1)
+    return memory[1:].view(rows.shape).copy_(rows)
+
+
 def main(library: str) -> None:
     torch.ops.load_library(library)
     launches_so_far = ctypes.CDLL(library).launches_so_far
@@ -44,6 +50,11 @@ def main(library: str) -> None:
                     assert sizes == [
                         want * like.numel() for want, like in zip(wanted, (case.tokens, case.scores), strict=True)
                     ]
+    for dtype in DTYPES.values():
+        for moved in ("tokens", "grads"):
+            case = Case.make("mask", plan, 24, dtype)
+            setattr(case, moved, one_entry_on(getattr(case, moved)))
+            case.check(*on_cuda(case, (True, True)))
     empty = Case.make("mask", SelectionPlan([0], [0]), 8, torch.float32)
     assert [result.shape for result in on_cuda(empty, (True, True))] == [(0, 8), (0,)]
     nothing_kept = Case.make("gather", SelectionPlan([9], [0]), 8, torch.float32)

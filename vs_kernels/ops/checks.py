@@ -30,8 +30,9 @@ def check_device(value: Tensor, name: str, device: torch.device) -> None:
 
 def check_temperature(temperature: object) -> None:
     _check_number(temperature, "temperature")
-    if not (temperature > 0 and temperature < math.inf):  # type: ignore[operator]
-        raise ValueError(f"temperature: got {temperature}, expected a finite number > 0")
+    # the kernels multiply by its reciprocal, which float32 has to hold
+    if not 1e-37 <= temperature <= 1e37:  # type: ignore[operator]
+        raise ValueError(f"temperature: got {temperature}, expected a number from 1e-37 to 1e37")
 
 
 def check_scale(scale: object, name: str) -> None:

@@ -21,7 +21,7 @@ def soft_topk(scores: Tensor, plan: SelectionPlan, temperature: float = 1.0) -> 
     Args:
         scores: float32, packed [T] or dense [B, N]. NaN and -Inf count as the smallest float32, +Inf as the largest.
         plan: pools and how many tokens each keeps.
-        temperature: > 0; towards 0 the probabilities become the hard mask.
+        temperature: from 1e-37 to 1e37; the smaller it is, the nearer the probabilities are to the hard mask.
 
     Returns:
         probabilities, float32, the shape of ``scores``, and thresholds ``t``, float32 [S]. Both differentiable.

@@ -19,7 +19,7 @@ def soft_topk_with_loss(scores: Tensor, plan: SelectionPlan, temperature: float 
     Args:
         scores: float32, packed [T] or dense [B, N].
         plan: pools and how many tokens each keeps.
-        temperature: > 0.
+        temperature: from 1e-37 to 1e37.
 
     Returns:
         probabilities, float32, the shape of ``scores``; thresholds, float32 [S]; the loss, float32 scalar.

@@ -31,7 +31,7 @@ def straight_through_gather(
         tokens: packed [T, D] or dense [B, N, D]; float32, bfloat16 or float16; contiguous rows, any row stride.
         scores: float32, packed [T] or dense [B, N]; they carry the gradient.
         plan: pools and how many tokens each keeps.
-        temperature: > 0, of the soft Top-K.
+        temperature: from 1e-37 to 1e37, of the soft Top-K.
         scale: >= 0, multiplies the kept rows (and the tokens' gradient, not the credit).
         selection_scores: rank the tokens by these instead, for example scores with exploration noise; no gradient.
 

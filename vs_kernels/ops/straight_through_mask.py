@@ -32,7 +32,7 @@ def straight_through_mask(
         tokens: packed [T, D] or dense [B, N, D]; float32, bfloat16 or float16; contiguous rows, any row stride.
         scores: float32, packed [T] or dense [B, N]; they carry the gradient.
         plan: pools and how many tokens each keeps.
-        temperature: > 0, of the soft Top-K.
+        temperature: from 1e-37 to 1e37, of the soft Top-K.
         dropped_scale: >= 0, factor of dropped rows. 0 puts the RMSNorm of a pre-norm transformer at its singular
             point, where dropped tokens get thousands of times the credit of kept ones: train with 0.01 to 0.2.
         selection_scores: rank the tokens by these instead, for example scores with exploration noise; no gradient.

@@ -23,7 +23,7 @@ def topk_consistency_loss(scores: Tensor, plan: SelectionPlan, temperature: floa
     Args:
         scores: float32, packed [T] or dense [B, N].
         plan: pools and how many tokens each keeps.
-        temperature: > 0.
+        temperature: from 1e-37 to 1e37.
 
     Returns:
         float32 scalar, >= 0; zero without tokens. The forward makes the gradient as well, in the same pass.
