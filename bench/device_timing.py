@@ -1,7 +1,8 @@
 """Times of calls on a CUDA device: by events in its queue, with a warm and a cold L2 cache, and as a replayed graph."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,25 +14,30 @@ FLUSHED_BYTES = 2**28  # larger than the L2 cache of any GPU
 
 
 class Replay:
-    """A call captured as a CUDA graph: a replay is one launch, without the work of the host.
+    """A call captured as a CUDA graph: a replay is one launch, without the work of the host, and gives the results.
+
+    It is captured on the current stream where that is not the default one, which no graph can hold: a backward runs on
+    the stream of its forward.
 
     Raises:
         RuntimeError: the call waits for the device, or does something else that cannot be captured.
     """
 
     def __init__(self, call: Call):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream()
+        side = torch.cuda.Stream() if current == torch.cuda.default_stream() else current
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 call()
-        torch.cuda.current_stream().wait_stream(side)
+        current.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=side):
             self._results = call()  # kept: the graph writes into them
 
-    def __call__(self) -> None:
+    def __call__(self) -> Any:
         self._graph.replay()
+        return self._results
 
 
 class CacheFlush:
@@ -44,9 +50,9 @@ class CacheFlush:
         self._block.zero_()
 
 
-def ways(call: Call) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
+def ways(call: Call) -> tuple[dict[str, Call], dict[str, str]]:
     """How a call can be run, by name, and what cannot, with the reason."""
-    found: dict[str, Callable[[], None]] = {"": call}
+    found: dict[str, Call] = {"": call}
     missing: dict[str, str] = {}
     try:
         found[", graph"] = Replay(call)

@@ -7,9 +7,14 @@ import torch
 
 import vs_kernels
 from vs_kernels import SelectionPlan, reference, verify
+from vs_kernels.kernels import tiles
+from vs_kernels.kernels.tiles import Tile
 from vs_kernels.verify import Inputs
 
 BUDGET = 0.2
+# A selection longer than one program holds, narrow and with tall tiles, which the interpreter runs in
+# seconds; neither changes what is moved of a row.
+LONG_LENGTH, LONG_WIDTH, LONG_TILES = 65536, 64, {"row_dots": Tile(256, 64, 4)}
 
 
 class Case(NamedTuple):
@@ -77,4 +82,15 @@ def cases(length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Itera
     masked = through("straight_through_mask", x.tokens, mask, [True, True])
     yield Case("  backward", shape, masked, 2, 3 * tokens)
     select = 2 * tokens + 2 * weight + 2 * chosen
-    yield Case("select_tokens", shape, public("select_tokens"), 9 if long else 6, select)
+    yield Case("select_tokens", shape, public("select_tokens"), 6, select)
+
+
+def long_selection() -> Case:
+    """select_tokens of one long pool."""
+    *_, case = cases(LONG_LENGTH, LONG_WIDTH)
+
+    def call() -> Any:
+        with tiles.forced(LONG_TILES):
+            return case.call()
+
+    return case._replace(call=call)

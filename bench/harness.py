@@ -124,6 +124,13 @@ def peak_during(device: torch.device, call: Callable[[], Result]) -> tuple[Resul
     return result, int(status["VmHWM"].split()[0]) * 1024
 
 
+def extra_memory(device: torch.device, call: Callable[[], object]) -> int:
+    """Most bytes that an accelerator allocated during a call, its results among them, beyond what was in use before."""
+    before = torch.accelerator.memory_allocated(device)
+    _, peak = peak_during(device, call)
+    return (peak or before) - before
+
+
 class Seconds(NamedTuple):
     """A duration in seconds: on the wall, and of CPU time summed over this process's threads."""
 

@@ -12,6 +12,7 @@ from bench import ops_eager, published
 from bench.ops_timing import Call
 from bench.ops_verify import Results, Verify, WrongResult, near
 from bench.ops_workload import Workload
+from bench.providers import flashinfer_indices
 from vs_kernels import reference
 from vs_kernels.verify import Inputs
 
@@ -63,7 +64,7 @@ class Case(NamedTuple):
 
 
 def cases(work: Workload) -> Iterator[Case]:
-    """All rows, in the order of the table of targets (issue 3)."""
+    """All rows, in the order of the table of targets (issue 3); those for a GPU alone stand among them."""
     sizes = work.sizes
     float32, bfloat16 = torch.float32, torch.bfloat16
     short, middle, long, longest = sizes.short, sizes.middle, sizes.long, sizes.longest
@@ -87,6 +88,10 @@ def cases(work: Workload) -> Iterator[Case]:
     yield Case(f"{forward} + backward", f"N={middle:,} float32", DEFINITION, 100, prepare, slow=True)
 
     yield Case("topk_indices", f"N={long:,} k=20%", "topk + sort", 6, partial(indices, length=long))
+    if work.device.type == "cuda":
+        for length in (long, longest):
+            yield Case("topk_indices", f"N={length:,} k=20%", "FlashInfer", None, partial(flashinfer, length=length))
+        yield Case("topk_indices", f"N={longest:,} k=20%", "topk + sort", None, partial(indices, length=longest))
     for temperature in (1.0, 0.1):
         shape = f"N={long:,} τ={temperature:g}"
         prepare = partial(soft, length=long, temperature=temperature)
@@ -108,6 +113,14 @@ def cases(work: Workload) -> Iterator[Case]:
         yield Case(
             "select_tokens", f"N={length:,} float32", "published inference", target, prepare, slow=length == long
         )
+    if work.device.type == "cuda":
+        compiled = torch.compile(ops_eager.select_tokens, dynamic=False)
+        for length in (middle, long, longest):
+            shape = f"N={length:,} bfloat16"
+            prepare = partial(select, length=length, dtype=bfloat16, competitor=ops_eager.select_tokens)
+            yield Case("select_tokens", shape, "collapsed, eager", None, prepare)
+            prepare = partial(select, length=length, dtype=bfloat16, competitor=compiled)
+            yield Case("select_tokens", shape, "collapsed, compiled", None, prepare, slow=True, compiled=True)
     matrix = f"the definition's {longest:,} x {longest:,} matrix alone takes {longest**2 * 4 / 1e9:.1f} GB: not run"
     prepare = partial(select, length=longest, alone=True)
     yield Case("select_tokens", f"N={longest:,} float32", "alone", None, prepare, slow=True, note=matrix)
@@ -196,6 +209,11 @@ def indices(work: Workload, length: int) -> Pair:
         lambda: (published.topk_indices(x.scores, x.plan.total_kept),),
         near([true], [true]),
     )
+
+
+def flashinfer(work: Workload, length: int) -> Pair:
+    x = work.inputs(length, torch.float32)
+    return indices(work, length)._replace(theirs=lambda: flashinfer_indices(x, x.tokens))
 
 
 def soft(work: Workload, length: int, temperature: float) -> Pair:
@@ -287,10 +305,17 @@ def straight_through(work: Workload, length: int) -> Pair:
     )
 
 
-def select(work: Workload, length: int, alone: bool = False) -> Pair:
-    x = work.inputs(length, torch.float32)
-    true, single = work.true_scores(length, torch.float32)
+def select(
+    work: Workload,
+    length: int,
+    alone: bool = False,
+    dtype: torch.dtype = torch.float32,
+    competitor: Callable[..., tuple[Tensor, ...]] = published.select_tokens,
+) -> Pair:
+    x = work.inputs(length, dtype)
+    true, single = work.true_scores(length, dtype)
     near_true_scores = near([true], [single])
+    defined = not alone and competitor is published.select_tokens
 
     def verify(results: Results) -> None:
         kept, indices, scores = results
@@ -303,10 +328,10 @@ def select(work: Workload, length: int, alone: bool = False) -> Pair:
 
     return Pair(
         lambda: vs_kernels.select_tokens(x.tokens, *x.weights, x.plan)[:3],
-        None if alone else lambda: published.select_tokens(x.tokens, *x.weights, x.plan.total_kept)[:3],
+        None if alone else lambda: competitor(x.tokens, *x.weights, x.plan.total_kept)[:3],
         verify,
         moved=2 * x.tokens.nbytes + _bytes(*x.weights) + 2 * x.plan.total_kept * x.tokens[0].nbytes,
         flops=collapsed_flops(length, work.sizes.width, work.sizes.hidden),
-        their_moved=None if alone else definition_bytes(x),
-        their_flops=None if alone else definition_flops(length, work.sizes.width, work.sizes.hidden),
+        their_moved=definition_bytes(x) if defined else None,
+        their_flops=definition_flops(length, work.sizes.width, work.sizes.hidden) if defined else None,
     )

@@ -5,12 +5,14 @@ from typing import NamedTuple
 from torch._dynamo.exc import TorchDynamoException
 
 import vs_kernels
-from bench.harness import Seconds
+from bench import device_timing
+from bench.harness import Seconds, extra_memory
 from bench.ops_cases import Case
 from bench.ops_small import MOST_MICROSECONDS, SmallCall
 from bench.ops_timing import Call, Timer, Timing
 from bench.ops_verify import Verify, WrongResult
 from bench.ops_workload import Workload
+from bench.providers import Missing
 from vs_kernels.verify import worst_error
 
 
@@ -29,6 +31,8 @@ class Row(NamedTuple):
         cores: that the machine gave meanwhile.
         note: what a reader must know of the competitor, empty as a rule.
         moved, flops, their_moved, their_flops: work of a call, as :class:`bench.ops_cases.Pair` has it.
+        our_graph, their_graph: times of a call replayed as a CUDA graph; None elsewhere, or where none can be captured.
+        our_peak, their_peak: bytes that a call allocates on a CUDA device at most; None elsewhere.
     """
 
     operator: str
@@ -47,6 +51,10 @@ class Row(NamedTuple):
     flops: int | None = None
     their_moved: int | None = None
     their_flops: int | None = None
+    our_graph: Timing | None = None
+    their_graph: Timing | None = None
+    our_peak: int | None = None
+    their_peak: int | None = None
 
     @property
     def met(self) -> bool | None:
@@ -61,18 +69,30 @@ class Row(NamedTuple):
 def measure(case: Case, work: Workload, timer: Timer) -> Row:
     """Raises :class:`WrongResult` where a provider's result is not right."""
     pair = case.prepare(work)
-    where, note = f"{case.operator}, {case.shape}", case.note
-    first = {"ours": _verified(pair.ours, pair.verify, timer, f"{where}: vs_kernels")}
+    notes = [case.note] if case.note else []
+    providers = {"ours": "vs_kernels", "theirs": case.against}
+    names = {who: f"{case.operator}, {case.shape}: {provider}" for who, provider in providers.items()}
+    verifies = {"ours": pair.verify, "theirs": pair.verify_theirs or pair.verify}
+    first = {"ours": _verified(pair.ours, pair.verify, timer, names["ours"])}
     calls = {"ours": pair.ours}
     if pair.theirs:
-        verify = pair.verify_theirs or pair.verify
         try:
             if case.compiled:
                 pair.theirs()
-            first["theirs"] = _verified(pair.theirs, verify, timer, f"{where}: {case.against}")
+            first["theirs"] = _verified(pair.theirs, verifies["theirs"], timer, names["theirs"])
             calls["theirs"] = pair.theirs
-        except TorchDynamoException as error:
-            note = f"missing: {str(error).partition(chr(10))[0]}"
+        except (Missing, TorchDynamoException) as error:
+            notes.append(f"missing: {str(error).partition(chr(10))[0]}")
+    peaks: dict[str, int] = {}
+    if timer.device.type == "cuda":
+        peaks = {who: extra_memory(timer.device, call) for who, call in calls.items()}
+        for who, call in list(calls.items()):
+            found, missing = device_timing.ways(call)
+            notes += [f"{providers[who]} {reason}" for reason in missing.values()]
+            for way, replay in found.items():
+                if way:
+                    first[who + way] = _verified(replay, verifies[who], timer, names[who] + way)
+                    calls[who + way] = replay
     timings, cores = timer.compare(calls, first)
     ours, theirs = timings["ours"], timings.get("theirs")
     return Row(
@@ -87,11 +107,15 @@ def measure(case: Case, work: Workload, timer: Timer) -> Row:
         unit="x",
         bandwidth=pair.moved and pair.moved / ours.median / work.stream.bandwidth,
         cores=cores,
-        note=note or _few_calls(case, theirs),
+        note="; ".join(notes) or _few_calls(case, theirs),
         moved=pair.moved,
         flops=pair.flops,
         their_moved=pair.their_moved,
         their_flops=pair.their_flops,
+        our_graph=timings.get("ours, graph"),
+        their_graph=timings.get("theirs, graph"),
+        our_peak=peaks.get("ours"),
+        their_peak=peaks.get("theirs"),
     )
 
 
@@ -111,8 +135,12 @@ def _few_calls(case: Case, theirs: Timing | None) -> str:
     return f"{case.against} takes {theirs.median:.1f} s a call: timed {('once', 'twice')[len(theirs.wall) - 1]}"
 
 
-def measure_small(small: SmallCall, timer: Timer) -> Row:
-    """The overhead of one public call; raises :class:`WrongResult` where its result is not right."""
+def measure_small(small: SmallCall, timer: Timer, judged: bool = True) -> Row:
+    """The overhead of one public call, against the CPU's target if ``judged``.
+
+    Raises:
+        WrongResult: its result is not right.
+    """
     error, right = worst_error(vs_kernels, small.operator, small.inputs)
     if not right:
         raise WrongResult(f"{small.operator}, {small.shape}: vs_kernels: {error}")
@@ -127,7 +155,7 @@ def measure_small(small: SmallCall, timer: Timer) -> Row:
         smallest,
         figure=smallest.median * 1e6,
         process_figure=smallest.process_median * 1e6,
-        target=MOST_MICROSECONDS,
+        target=MOST_MICROSECONDS if judged else None,
         unit="µs",
         bandwidth=None,
         cores=cores,

@@ -9,6 +9,7 @@ from rich.table import Table
 from bench.ops_run import Row
 from bench.ops_timing import Timing
 
+TIMES = ("ours", "theirs", "our_graph", "their_graph")  # fields of a row
 UNDISTURBED = 0.9  # share of the cores asked for, below which other programs had a hand in the times
 
 
@@ -39,6 +40,31 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
+def device_table(rows: Sequence[Row]) -> Table:
+    """The calls as graphs, without the work of the host, and the memory that they allocate; for a CUDA device."""
+    result = Table(title="Replayed as a CUDA graph; peak memory of a call", title_style="bold", box=box.ROUNDED)
+    for name in ("operator", "shape", "against"):
+        result.add_column(name, no_wrap=True)
+    for name in ("ours", "theirs", "ratio", "bandwidth", "ours, MB", "theirs, MB"):
+        result.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        if row.our_peak is None:
+            continue
+        ours, theirs = row.our_graph, row.their_graph
+        faster = ours and row.bandwidth and row.bandwidth * row.ours.median / ours.median
+        result.add_row(
+            row.operator,
+            row.shape,
+            row.against,
+            _seconds(ours.median) if ours else "-",
+            _seconds(theirs.median) if theirs else "-",
+            _figure(theirs.median / ours.median if ours and theirs else None, "x"),
+            f"{faster:.0%}" if faster else "",
+            *("-" if peak is None else f"{peak / 1e6:,.1f}" for peak in (row.our_peak, row.their_peak)),
+        )
+    return result
+
+
 def _section(row: Row) -> str:
     """Forward and backward of an operator stand together, and so do the small calls."""
     return row.against if row.unit == "µs" else row.operator.partition(" ")[0]
@@ -63,14 +89,14 @@ def _suffix(unit: str) -> str:
 
 def record(row: Row) -> dict[str, Any]:
     """A row as it is written down: times in seconds, ``figure`` and ``target`` in ``unit``."""
-    theirs = row.theirs.record() if row.theirs else None
-    return {**row._asdict(), "met": row.met, "ours": row.ours.record(), "theirs": theirs}
+    fields = {**row._asdict(), "met": row.met}
+    return fields | {who: fields[who] and fields[who].record() for who in TIMES}
 
 
 def from_record(record: dict[str, Any]) -> Row:
     """The row that :func:`record` wrote down."""
     fields = {name: record[name] for name in Row._fields}
-    for who in ("ours", "theirs"):
+    for who in TIMES:
         fields[who] = fields[who] and Timing.from_record(fields[who])
     return Row(**fields)
 

@@ -62,6 +62,7 @@ class Timer:
     """
 
     def __init__(self, device: torch.device, seconds: float):
+        self.device = device
         self.seconds = seconds
         self._clock = Clock(device)
         self._probe = torch.ones(PROBE_SIZE, PROBE_SIZE)

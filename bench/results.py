@@ -110,13 +110,18 @@ def _points(run: SuiteRun) -> Iterator[Series]:
 def _ops(run: SuiteRun) -> Iterator[Series]:
     for record in run.of("row"):
         case = f"{record['operator']}, {record['shape']}"
-        for who, provider in (("ours", "vs_kernels"), ("theirs", record["against"])):
+        for who, whose, provider in (("ours", "our", "vs_kernels"), ("theirs", "their", record["against"])):
             if (times := record[who]) is None:
                 yield Series(run.suite, case, provider, SECONDS, [], missing=record["note"] or "not run")
                 continue
             control = who == "theirs" and record["unit"] == "x"
             name = f"vs_kernels beside {record['against']}" if who == "ours" else provider
             yield Series(run.suite, case, name, SECONDS, times["wall_s"], times["samples_per_round"], control)
+            if times := record.get(f"{whose}_graph"):
+                graph = f"{name}, graph"
+                yield Series(run.suite, case, graph, SECONDS, times["wall_s"], times["samples_per_round"], control)
+            if peak := record.get(f"{whose}_peak"):
+                yield Series(run.suite, case, name, "bytes", [peak], control=control)
     yield from _points(run)
 
 

@@ -69,9 +69,10 @@ class Traffic:
 
 @contextlib.contextmanager
 def counted() -> Iterator[Traffic]:
-    """Count what the kernels launched in this context move."""
+    """Count what the kernels launched in this context move; an atomic reads and writes."""
     traffic = Traffic()
     load, store, run = interpreter_builder.create_masked_load, interpreter_builder.create_masked_store, launch._run
+    add = interpreter_builder.create_atomic_rmw
 
     def counted_load(ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
         traffic.note(traffic.read, ptrs.data, mask.data, ptrs.get_element_ty().primitive_bitwidth // 8 or 1)
@@ -81,6 +82,11 @@ def counted() -> Iterator[Traffic]:
         traffic.note(traffic.written, ptrs.data, mask.data, ptrs.get_element_ty().primitive_bitwidth // 8 or 1)
         return store(ptrs, value, mask, *rest)
 
+    def counted_add(op: Any, ptr: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        for moved in (traffic.read, traffic.written):
+            traffic.note(moved, ptr.data, mask.data, value.dtype.primitive_bitwidth // 8)
+        return add(op, ptr, value, mask, *rest)
+
     def counted_run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         traffic.begin(kernel, args)
         run(kernel, grid, args, options)
@@ -88,6 +94,7 @@ def counted() -> Iterator[Traffic]:
     with (
         mock.patch.object(interpreter_builder, "create_masked_load", counted_load),
         mock.patch.object(interpreter_builder, "create_masked_store", counted_store),
+        mock.patch.object(interpreter_builder, "create_atomic_rmw", counted_add),
         mock.patch.object(launch, "_run", counted_run),
     ):
         yield traffic

@@ -1,16 +1,19 @@
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import vs_kernels
-from bench import ops_eager, published
-from bench.ops_cases import Case, Pair
+from bench import device_timing, ops_eager, published
+from bench.ops_cases import Case, Pair, cases
 from bench.ops_run import Row, measure
-from bench.ops_summary import disturbance, failures
+from bench.ops_summary import device_table, disturbance, failures, from_record, record
 from bench.ops_timing import Stream, Timer, Timing
 from bench.ops_verify import WrongResult, near
-from bench.ops_workload import Sizes
+from bench.ops_workload import Sizes, Workload
+from bench.results import SuiteRun, series
 from bench.suites import ops
 from vs_kernels import SelectionPlan, reference
 from vs_kernels.verify import Inputs
@@ -216,6 +219,87 @@ def test_a_competitor_that_cannot_run_is_missing(monkeypatch):
     case = Case("op", "N=1", "compiled", 2.0, lambda _: pair)
     row = measure(case, None, Timer(CPU, 0.001))
     assert row.theirs is None and failures([row]) == ["op, N=1: not compared with compiled: missing: no C++ compiler"]
+
+
+class Replay:
+    """Stands for a captured CUDA graph."""
+
+    def __init__(self, call):
+        if call is refused:
+            raise RuntimeError("operation not permitted when stream is capturing\nat length")
+        self.results = call()
+
+    def __call__(self):
+        return self.results
+
+
+def refused() -> tuple[torch.Tensor, ...]:
+    return (torch.ones(1),)
+
+
+@pytest.fixture
+def cuda_timer(monkeypatch) -> Timer:
+    """Times on the CPU, and takes it for a CUDA device."""
+    monkeypatch.setattr(device_timing, "Replay", Replay)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr("bench.ops_run.extra_memory", lambda device, call: 4 * len(call()[0]))
+    timer = Timer(CPU, 0.001)
+    timer.device = torch.device("cuda")
+    return timer
+
+
+@pytest.mark.parametrize("theirs", [lambda: (torch.ones(1),), refused])
+def test_on_cuda_a_row_has_replays_and_peak_memory(cuda_timer, theirs):
+    pair = Pair(lambda: (torch.ones(1),), theirs, near([torch.ones(1)], [torch.ones(1)]), moved=8)
+    work = SimpleNamespace(stream=SimpleNamespace(bandwidth=1e9))
+    row = measure(Case("op", "N=1", "them", None, lambda _: pair), work, cuda_timer)
+    assert row.our_graph.median > 0 and (row.our_peak, row.their_peak) == (4, 4)
+    reason = "them cannot be captured as a CUDA graph: operation not permitted when stream is capturing"
+    assert (row.their_graph is None, row.note) == ((True, reason) if theirs is refused else (False, ""))
+
+    written = json.loads(json.dumps(record(row)))
+    assert from_record(written) == row
+    cells = [next(iter(column.cells)) for column in device_table([row]).columns]
+    assert cells[0] == "op" and cells[6].endswith("%") and cells[7:] == ["0.0", "0.0"]
+    assert (cells[4] == cells[5] == "-") == (theirs is refused)
+    run = SuiteRun("ops", Path("rows.jsonl"), {}, [{"record": "row", **written}])
+    found = {(one.provider, one.unit): one.values for one in series(run)}
+    assert found["vs_kernels beside them, graph", "s"] == row.our_graph.wall
+    assert found["them", "bytes"] == [4] and (("them, graph", "s") in found) == (theirs is not refused)
+
+
+def test_a_replay_with_a_wrong_result_gives_no_times(cuda_timer, monkeypatch):
+    monkeypatch.setattr(Replay, "__call__", lambda self: (2 * self.results[0],))
+    pair = Pair(refused, None, near([torch.ones(1)], [torch.ones(1)]))._replace(ours=lambda: (torch.ones(1),))
+    with pytest.raises(WrongResult, match="op, N=1: vs_kernels, graph: result 0 is off by"):
+        measure(Case("op", "N=1", "them", None, lambda _: pair), None, cuda_timer)
+
+
+def test_what_competes_on_a_gpu_alone():
+    gpu, cpu = (
+        {(case.operator, case.shape, case.against) for case in cases(SimpleNamespace(sizes=TINY, device=device))}
+        for device in (torch.device("cuda"), CPU)
+    )
+    assert cpu < gpu
+    assert gpu - cpu == {
+        ("topk_indices", "N=96 k=20%", "topk + sort"),
+        *(("topk_indices", f"N={length} k=20%", "FlashInfer") for length in (64, 96)),
+        *(
+            ("select_tokens", f"N={length} bfloat16", f"collapsed, {how}")
+            for length in (40, 64, 96)
+            for how in ("eager", "compiled")
+        ),
+    }
+
+
+def test_every_row_of_a_gpu_is_right_and_flashinfer_is_missing_with_the_reason():
+    timer = Timer(CPU, 0.001)
+    work = Workload(TINY, CPU, Stream(TINY.stream_bytes, CPU, timer), 0)
+    there = SimpleNamespace(sizes=TINY, device=torch.device("cuda"))
+    chosen = [case for case in cases(there) if case.against in ("FlashInfer", "collapsed, eager")]
+    rows = [measure(case, work, timer) for case in chosen if case.operator != "importance_scores"]
+    assert [row.note for row in rows if row.theirs is None] == ["missing: FlashInfer's Top-K needs a CUDA device"] * 2
+    assert len([row for row in rows if row.theirs]) == 3
 
 
 def test_an_interrupted_run_keeps_what_was_measured(tiny, tmp_path, monkeypatch, capsys):

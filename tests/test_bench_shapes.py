@@ -1,5 +1,6 @@
 """The suite of real models' shapes, its providers, and the timing of a CUDA device on a stand-in for one."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -92,6 +93,41 @@ def test_only_the_call_is_between_the_events(monkeypatch):
         assert timings["one"].wall == [1e-3] * count and timings["two"].wall == [2e-3] * count
         assert queue.count("flush") == (2 * count if cold else 0)
         assert queue.count("wait") == 2 * device_timing.ROUNDS
+
+
+@pytest.mark.parametrize("on_default_stream", [True, False])
+def test_a_replay_gives_what_its_graph_wrote_and_never_captures_the_default_stream(monkeypatch, on_default_stream):
+    made, queue = [], []
+
+    class Stream:
+        def __init__(self):
+            made.append(self)
+
+        def wait_stream(self, other):
+            queue.append("wait")
+
+    class Graph:
+        def replay(self):
+            queue.append("replay")
+
+    @contextlib.contextmanager
+    def capture(graph, stream):
+        queue.append(stream)
+        yield
+
+    default = Stream()
+    current = default if on_default_stream else Stream()
+    before = len(made)
+    for name, value in {
+        "Stream": Stream, "CUDAGraph": Graph, "graph": capture, "stream": lambda stream: contextlib.nullcontext(),
+        "current_stream": lambda: current, "default_stream": lambda: default,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    replay = device_timing.Replay(lambda: queue.append("call") or "results")
+    side = made[-1]
+    assert len(made) == before + on_default_stream and side is not default
+    assert queue == ["wait", *["call"] * device_timing.WARM_UP, "wait", side, "call"]
+    assert replay() == "results" and queue[-1] == "replay"
 
 
 def test_a_call_that_cannot_be_captured_is_missing_with_the_reason(monkeypatch):

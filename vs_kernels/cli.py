@@ -1,9 +1,12 @@
 """The command ``vs-kernels``: what is installed, and whether it computes the right thing here."""
 
 import argparse
+import contextlib
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -62,18 +65,46 @@ def _info(_: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(options: argparse.Namespace) -> int:
-    plan = vs_kernels.SelectionPlan([1021, 1, 0, 256, 64], [204, 1, 0, 26, 64])
-    print(f"{'operator':<26}{'device':<8}{'tokens':<10}{'kernel':<9}{'largest error / allowed':<40}")
-    failed = 0
-    for device in options.device or devices():
+class Check(NamedTuple):
+    """What :func:`_verify` checks in one line: an operator, pools, the dtype of tokens, and whether by Triton where
+    another kernel serves the operator."""
+
+    name: str
+    pools: str
+    dtype: torch.dtype
+    by_triton: bool
+
+
+# A GPU takes other paths for pools beyond 16,384 tokens. Columns of the tokens: few where the tokens are many.
+PLANS = {"short": ([1021, 1, 0, 256, 64], [204, 1, 0, 26, 64]), "long": ([20000, 5, 0, 17000], [4000, 1, 0, 9])}
+WIDTHS = {"short": 256, "long": 64}
+
+
+def checks(device: str) -> Iterator[Check]:
+    """What can go wrong on a device: on a GPU also long pools, and Triton where the CUDA library comes first."""
+    for pools in ("short",) if device == "cpu" else PLANS:
         for name in verify.CALLS:
             for dtype in TOKEN_DTYPES if name in verify.TAKES_TOKENS else (torch.float32,):
-                inputs = verify.Inputs.random(plan, width=256, hidden=128, dtype=dtype, device=device)
-                worst, ok = verify.worst_error(vs_kernels, name, inputs)
-                failed += not ok
-                row = f"{name:<26}{device:<8}{str(dtype).removeprefix('torch.'):<10}"
-                print(f"{row}{library.kernel_of(name, device):<9}{worst:<40}{'ok' if ok else 'WRONG'}", flush=True)
+                yield Check(name, pools, dtype, by_triton=False)
+                backward = f"{name}_backward"
+                if device == "cuda" and backward in library.CUDA_OPERATORS and library.CUDA_PROBLEM is None:
+                    yield Check(name, pools, dtype, by_triton=True)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    print(f"{'operator':<26}{'device':<8}{'pools':<7}{'tokens':<10}{'kernel':<9}{'largest error / allowed':<40}")
+    failed = 0
+    for device in options.device or devices():
+        for check in checks(device):
+            plan, width = vs_kernels.SelectionPlan(*PLANS[check.pools]), WIDTHS[check.pools]
+            inputs = verify.Inputs.random(plan, width, width // 2, check.dtype, device)
+            definition = verify.Collapsed() if check.pools == "long" else verify.reference
+            with library.triton_kernels(device) if check.by_triton else contextlib.nullcontext():
+                worst, ok = verify.worst_error(vs_kernels, check.name, inputs, definition)
+            failed += not ok
+            kernel = "Triton" if check.by_triton else library.kernel_of(check.name, device)
+            row = f"{check.name:<26}{device:<8}{check.pools:<7}{str(check.dtype).removeprefix('torch.'):<10}"
+            print(f"{row}{kernel:<9}{worst:<40}{'ok' if ok else 'WRONG'}", flush=True)
     print(f"{failed} of the lines above are wrong" if failed else "every operator agrees with float64")
     return 1 if failed else 0
 

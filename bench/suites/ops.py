@@ -16,7 +16,7 @@ from bench.harness import Arguments, Recorder, device_argument, environment, pea
 from bench.ops_cases import cases
 from bench.ops_run import Row, measure, measure_small
 from bench.ops_small import small_calls
-from bench.ops_summary import disturbance, failures, from_record, notes, record, table
+from bench.ops_summary import device_table, disturbance, failures, from_record, notes, record, table
 from bench.ops_timing import Stream, Timer, measured_matrix_rate
 from bench.ops_verify import WrongResult
 from bench.ops_workload import Sizes, Workload
@@ -54,9 +54,11 @@ def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
+    stream = torch.cuda.Stream(args.device) if args.device.type == "cuda" else None
     try:
         facts = {"suite": "ops", **environment(args.device), "seed": SEED, "quick": args.quick}
-        with Recorder(args.out / RECORDS, facts) as recorder:
+        # Not on the default stream: what runs there, backwards among it, no graph can hold.
+        with Recorder(args.out / RECORDS, facts) as recorder, torch.cuda.stream(stream):
             _print_header(console, facts)
             rows, skipped = _measure(args, sizes or Sizes(), recorder, console)
             recorder.finish()
@@ -140,7 +142,9 @@ def _measure(
             f"matrix   {matrix_rate / 1e9:,.0f} Gflop/s, float32 product of {sizes.matrix:,} rows and columns\n"
         )
         work = Workload(sizes, args.device, stream, SEED)
+        on_cpu = args.device.type == "cpu"
         for case in cases(work):
+            case = case if on_cpu else case._replace(target=None)  # targets are the CPU's
             where = f"{case.operator}, {case.shape}, against {case.against}"
             if case.slow and args.quick:
                 skipped.append(where)
@@ -149,12 +153,14 @@ def _measure(
             add(where, key, partial(measure, case, work, timer))
         for call in small_calls(work):
             key = {"operator": call.operator, "shape": call.shape, "unit": "µs"}
-            add(f"{call.operator}, {call.shape}", key, partial(measure_small, call, timer))
+            add(f"{call.operator}, {call.shape}", key, partial(measure_small, call, timer, judged=on_cpu))
     return rows, skipped
 
 
 def _print_results(console: Console, rows: list[Row], summary: dict[str, Any], out: Path) -> None:
     console.print(table(rows))
+    if any(row.our_peak is not None for row in rows):
+        console.print(device_table(rows))
     console.print(
         "Medians of interleaved calls; every result was verified against float64 first. CPU time: the ratio of process "
         "times. Bandwidth: bytes that must be moved over our time, as a share of the measured reads. One token "

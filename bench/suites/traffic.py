@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     import numpy as np
     import torch
 
-    from bench.gpu_cases import cases
+    from bench.gpu_cases import cases, long_selection
     from bench.traffic_count import counted, no_host_waits
     from vs_kernels.library import triton_kernels
 
@@ -45,9 +45,9 @@ def main(argv: Sequence[str]) -> int:
     # A new file each time: the table needs every case, and the whole takes a minute.
     with Recorder(records) as recorder, console.status("") as status, triton_kernels("cpu"):
         recorder.write("run", **facts)
-        for length in args.lengths:
+        for group in [*(cases(length, args.width) for length in args.lengths), [long_selection()]]:
             forward = ""
-            for case in cases(length, args.width):
+            for case in group:
                 forward = case.operator if case.operator[0] != " " else forward
                 call = case.operator if case.operator[0] != " " else f"{forward} {case.operator.strip()}"
                 status.update(f"{call}, {case.shape}")

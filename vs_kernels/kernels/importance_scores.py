@@ -1,7 +1,8 @@
 """importance_scores: two reads of the tokens and one of each weight, in four launches for any number of pools.
 
 1. sums of the columns of every tile; 2. mean tokens and mean keys ``k = Wk mean + bk``; 3. directions ``u = Wq^T k``;
-4. scores ``(x . u + bq . k) / sqrt(h)``, last rows first, because those are what the L2 cache still holds.
+4. scores ``(x . u + bq . k) / sqrt(h)``, last rows first, because those are what the L2 cache still holds; where a
+selection is to follow, it also counts the scores of long pools by their first bytes.
 
 The backward: 1. weighted sums ``y`` of the tokens; 2. ``dk = (Wq y + G bq) / sqrt(h)``; 3. all gradients of weights and
 biases; and, where tokens need theirs, 4. ``Wk^T dk / N``; 5. the gradient of every token.
@@ -12,14 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vs_kernels.kernels import digits
+from vs_kernels.kernels.digits import count_digits, counts_of_pool
 from vs_kernels.kernels.launch import launch, row_major
 from vs_kernels.kernels.pools import find_tile, first_tile, num_tiles
+from vs_kernels.kernels.scores import score_key
 from vs_kernels.kernels.tiles import next_power_of_two, tile_of
 
 # Sums of tiles are read again by every program of the second launch: few tiles, each the work of many programs.
 SUM_TILES = 4
 # Pools that share one read of a weight.
 MOST_POOLS = 8
+# That a program sets to zero in one go.
+ZEROS = tl.constexpr(4096)
 # Of the sum of absolute values: a few units in the last place of float32.
 SUM_ROUNDING = tl.constexpr(2.0**-22)
 
@@ -150,7 +156,7 @@ def _project_kernel(
         tl.store(projected + pools[:, None] * HIDDEN + rows[None, :], out, mask=there[:, None] & below[None, :])
 
 
-@triton.jit(do_not_specialize=["num_pools"])
+@triton.jit(do_not_specialize=["num_zeros", "num_pools"])
 def _directions_kernel(
     weight,  # [h, D]
     factors,  # float32 [S, h]
@@ -158,6 +164,8 @@ def _directions_kernel(
     cu_lengths,  # int64 [S + 1], to divide by the lengths; None: do not
     directions,  # float32 [S, D]: weight^T factors
     common,  # float32 [S]: bias . factors
+    zeros,  # int32 [num_zeros]: to set to zero for the next launch; None: nothing
+    num_zeros,
     stride,
     num_pools,
     WIDTH: tl.constexpr,
@@ -167,6 +175,11 @@ def _directions_kernel(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     block = tl.program_id(0)
+    if zeros is not None:
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        for start in range((block + tl.num_programs(0) * tl.program_id(1)) * ZEROS, num_zeros, programs * ZEROS):
+            place = start + tl.arange(0, ZEROS)
+            tl.store(zeros + place, tl.zeros([ZEROS], tl.int32), mask=place < num_zeros)
     pools = tl.program_id(1) * BLOCK_POOLS + tl.arange(0, BLOCK_POOLS)
     there = pools < num_pools
     columns = block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -209,10 +222,12 @@ def _row_dots_kernel(
     common,  # float32 [S]
     cu_lengths,  # int64 [S + 1]
     scores,  # float32 [T]: scale (token . direction + common)
+    counts,  # int32, of the long pools' digits, to add to; None: not wanted
     stride,
     num_pools,
     tiles,
     scale,
+    LONG: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -230,6 +245,13 @@ def _row_dots_kernel(
         products += x * tl.load(directions + pool * WIDTH + columns, mask=inside, other=0.0)[None, :]
     score = (tl.sum(products, axis=1) + tl.load(common + pool)) * scale
     tl.store(scores + rows, score, mask=here)
+    if counts is not None:
+        begin = tl.load(cu_lengths + pool)
+        if tl.load(cu_lengths + pool + 1) - begin > LONG:
+            # Loaded again: on the bits of the sums in place, Triton 3.9's compiler for AMD gives up.
+            tl.debug_barrier()
+            key = score_key(tl.load(scores + rows, mask=here, other=0.0))
+            count_digits(counts_of_pool(counts, begin, LONG), key, here)
 
 
 @triton.jit
@@ -318,6 +340,22 @@ def importance_scores(
     k_bias: Tensor,  # [h]
     cu_lengths: Tensor,  # int64 [S + 1]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scores, mean_tokens, mean_keys, directions, _ = score_tokens(
+        tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, counted=False
+    )
+    return scores, mean_tokens, mean_keys, directions
+
+
+def score_tokens(
+    tokens: Tensor,  # [T, D]
+    q_weight: Tensor,  # [h, D]
+    q_bias: Tensor,  # [h]
+    k_weight: Tensor,  # [h, D]
+    k_bias: Tensor,  # [h]
+    cu_lengths: Tensor,  # int64 [S + 1]
+    counted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Scores, mean tokens, mean keys and directions; with ``counted`` the counts of :mod:`digits`, else None."""
     total, width = tokens.shape
     hidden, num_pools, device = q_weight.shape[0], cu_lengths.shape[0] - 1, tokens.device
     tokens = row_major(tokens)
@@ -325,17 +363,19 @@ def importance_scores(
     mean_tokens, directions = (tokens.new_empty(num_pools, width, dtype=torch.float32) for _ in range(2))
     mean_keys = tokens.new_empty(num_pools, hidden, dtype=torch.float32)
     common = scores.new_empty(num_pools)
+    counts = digits.new_counts(scores, num_pools) if counted else None
 
     sums, _, tile_rows = _column_sums(tokens, None, cu_lengths)
     _project(k_weight, k_bias, sums, None, cu_lengths, mean_tokens, None, mean_keys, tile_rows, 1.0)
-    _directions(q_weight, mean_keys, q_bias.contiguous(), None, directions, common)
+    _directions(q_weight, mean_keys, q_bias.contiguous(), None, directions, common, counts)
     tile = tile_of("row_dots", width, device)
     tiles = num_tiles(total, num_pools, tile.rows)
     launch(
-        _row_dots_kernel, (tiles,), tokens, directions, common, cu_lengths, scores, tokens.stride(0), num_pools, tiles,
-        hidden**-0.5, WIDTH=width, BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns, num_warps=tile.num_warps,
+        _row_dots_kernel, (tiles,), tokens, directions, common, cu_lengths, scores, counts, tokens.stride(0), num_pools,
+        tiles, hidden**-0.5, LONG=digits.LONG, WIDTH=width, BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns,
+        num_warps=tile.num_warps,
     )  # fmt: skip
-    return scores, mean_tokens, mean_keys, directions
+    return scores, mean_tokens, mean_keys, directions, counts
 
 
 def importance_scores_backward(
@@ -416,13 +456,14 @@ def _project(
 
 def _directions(
     weight: Tensor, factors: Tensor, bias: Tensor | None, cu_lengths: Tensor | None, directions: Tensor,
-    common: Tensor | None,
+    common: Tensor | None, zeros: Tensor | None = None,
 ) -> None:  # fmt: skip
     weight, (num_pools, width), hidden = row_major(weight), directions.shape, weight.shape[0]
     tile = tile_of("directions", width, weight.device)
     pools = min(MOST_POOLS, next_power_of_two(num_pools))
     launch(
         _directions_kernel, (triton.cdiv(width, tile.columns), triton.cdiv(num_pools, pools)), weight, factors, bias,
-        cu_lengths, directions, common, weight.stride(0), num_pools, WIDTH=width, HIDDEN=hidden, BLOCK_POOLS=pools,
-        BLOCK_ROWS=max(1, tile.rows // pools), BLOCK_COLUMNS=tile.columns, num_warps=tile.num_warps,
+        cu_lengths, directions, common, zeros, 0 if zeros is None else zeros.numel(), weight.stride(0), num_pools,
+        WIDTH=width, HIDDEN=hidden, BLOCK_POOLS=pools, BLOCK_ROWS=max(1, tile.rows // pools),
+        BLOCK_COLUMNS=tile.columns, num_warps=tile.num_warps,
     )  # fmt: skip

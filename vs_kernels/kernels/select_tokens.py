@@ -1,9 +1,11 @@
-"""select_tokens: score, Top-K and gather in six launches; nine where a pool is longer than 16,384 tokens."""
+"""select_tokens: score, Top-K and gather in six launches, however long the pools are."""
 
 from torch import Tensor
 
+from vs_kernels.kernels import digits
 from vs_kernels.kernels.gather_tokens import gather_rows
-from vs_kernels.kernels.importance_scores import importance_scores
+from vs_kernels.kernels.importance_scores import score_tokens
+from vs_kernels.kernels.select_long import select_long
 from vs_kernels.kernels.topk_indices import topk_indices
 
 
@@ -18,6 +20,11 @@ def select_tokens(
     total_kept: int,
     max_length: int,
 ) -> tuple[Tensor, ...]:
-    scores, *parts = importance_scores(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
-    indices = topk_indices(scores, cu_lengths, cu_ks, total_kept, max_length)
-    return gather_rows(tokens, indices, 1.0), indices, scores, *parts
+    counted = max_length > digits.LONG
+    scores, *parts, counts = score_tokens(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, counted)
+    if counts is not None:
+        kept, indices = select_long(tokens, scores, counts, cu_lengths, cu_ks, total_kept)
+    else:
+        indices = topk_indices(scores, cu_lengths, cu_ks, total_kept, max_length)
+        kept = gather_rows(tokens, indices, 1.0)
+    return kept, indices, scores, *parts
