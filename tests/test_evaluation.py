@@ -69,6 +69,7 @@ def test_evaluate(model: Path, data: Path, tmp_path: Path, capsys: pytest.Captur
         assert image.width == 1350
     printed = capsys.readouterr().out
     assert "exact match" in printed and "results.json" in printed
+    assert re.search("questions x budgets .* 6/6", printed), "no progress bar"
 
     # The answers at budget 1.0 are those of the model alone; with them as the right ones it scores 1.
     answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]

@@ -332,6 +332,18 @@ def test_register_family_checks_its_argument() -> None:
     assert Family not in families.FAMILIES
 
 
+@pytest.mark.usefixtures("_families_as_before")
+def test_the_family_that_was_registered_last_serves_its_class(llava: checks.Subject) -> None:
+    @register_family
+    class Mine(families.Llava):
+        model_classes = ("LlavaForConditionalGeneration",)
+
+    before = len(families.FAMILIES)
+    assert register_family(Mine) is Mine and len(families.FAMILIES) == before
+    with llava.attach(0.5) as handle:
+        assert type(handle.family) is Mine
+
+
 def test_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--family", "LLaVA", "--family", "GLM-4V", "--cell", "image batch", "--cell", "image and video"]
     assert suite.main([*options, "--check", "--out", str(tmp_path / "matrix.md")]) == 0
@@ -345,6 +357,20 @@ def test_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     output = capsys.readouterr().out
     assert "not as promised: LLaVA, image batch: AssertionError: wrong" in output
     assert "not as promised: GLM-4V, image and video" in output
+
+
+def test_the_matrix_of_the_docs_is_the_one_that_is_checked() -> None:
+    text = ADAPTERS.read_text()
+    notes = dict(re.findall(r"^(\(\d\)) (.*?)  $", text, re.MULTILINE)) | {"ok": None}
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in re.search(r"^\| \| image batch .*?\n\n", text, re.MULTILINE | re.DOTALL)[0].strip().splitlines()
+    ]
+    assert head[1:] == list(suite.CELLS)
+    told = {name: [notes[cell] for cell in cells] for name, *cells in rows}
+    assert {name: [suite.reason_of(name, cell) for cell in suite.CELLS] for name in FAMILIES} == {
+        name: told[name] for name in FAMILIES
+    }
 
 
 def fail(subject: checks.Subject) -> None:
