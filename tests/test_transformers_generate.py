@@ -145,6 +145,11 @@ def test_lengths_count_the_full_prompt(attached: SelectorHandle) -> None:
     end = int(never[0, length])
     shortest = {"min_length": length + 3, "max_length": length + 5, "eos_token_id": end}
     assert (model.generate(**inputs, **shortest)[0, length : length + 3] != end).all()
+    ends_later = shortest | {"max_length": length + 6, "eos_token_id": int(never[0, length + 4])}
+    sequences = model.generate(**inputs, **ends_later)
+    assert sequences[0, length + 4] == ends_later["eos_token_id"], "min_length counts the dropped tokens"
+    attached.detach()
+    assert torch.equal(sequences, model.generate(**oracle_inputs(attached, inputs), **ends_later))
 
 
 def test_streamer_gets_the_full_prompt(attached: SelectorHandle) -> None:
