@@ -228,6 +228,10 @@ def test_visionzip_merges_into_the_most_similar() -> None:
     selection = VisionZip(lambda tokens, plan: dominance, 13.5 / 15)(tokens)
     assert selection.indices.tolist() == [0, 2, *range(4, 15)]
     torch.testing.assert_close(selection.tokens[:2], torch.stack([rest[[0, 3]].mean(0), rest[[1, 2]].mean(0)]))
+    # Contextual tokens that point the same way stay themselves; the first takes in the others.
+    tokens[:4] = at_angles(0, 0, 0, 0) * torch.tensor([1.0, 2.0, 6.0, 3.0])[:, None]
+    selection = VisionZip(lambda tokens, plan: dominance, 13.5 / 15)(tokens)
+    torch.testing.assert_close(selection.tokens[:2], torch.tensor([[2.0, 0.0], [6.0, 0.0]]))
 
 
 @pytest.mark.parametrize(
