@@ -77,8 +77,11 @@ def check_generate(subject: Subject, rows: tuple[list[int | str], ...], **option
                 length = inputs["input_ids"].shape[1]
                 assert torch.equal(ids[:, :length], _repeated(inputs["input_ids"], len(ids))), "the prompt is not there"
                 assert handle.last_prompt is not None, "nothing was dropped"
-                if not options.get("do_sample") and options.get("num_beams", 1) == 1:
-                    expected = _without_cache(subject, inputs, options["max_new_tokens"])
+                if options.get("num_beams", 1) == 1:
+                    torch.manual_seed(0)
+                    expected = _without_cache(
+                        subject, inputs, options["max_new_tokens"], bool(options.get("do_sample"))
+                    )
                     assert torch.equal(ids[:, length:], expected), f"budget {budget}: other tokens than without a cache"
 
 
@@ -127,6 +130,8 @@ def check_cached(subject: Subject, rows: tuple[list[int | str], ...], static: bo
                 ).logits
                 expected = subject.model(**full).logits[:, -1]
                 torch.testing.assert_close(logits[:, -1], expected, **TOLERANCE)
+    if static:
+        check_generate(subject, rows, cache_implementation="static")
 
 
 def check_training(subject: Subject, rows: tuple[list[int | str], ...]) -> None:
@@ -222,11 +227,17 @@ def _hiding_dropped(handle: SelectorHandle, inputs: Inputs) -> Inputs:
     return {"attention_mask": _kept_columns(handle, inputs).long(), "position_ids": positions}
 
 
-def _without_cache(subject: Subject, inputs: Inputs, steps: int) -> Tensor:
-    """int64 [B, s], the likeliest tokens, each from a call with the whole sequence."""
+def _without_cache(subject: Subject, inputs: Inputs, steps: int, sample: bool) -> Tensor:
+    """int64 [B, s], the likeliest tokens or drawn ones, each from a call with the whole sequence."""
     new = []
     for _ in range(steps):
-        new.append(subject.model(**inputs, use_cache=False).logits[:, -1:].argmax(-1))
+        logits = subject.model(**inputs, use_cache=False).logits[:, -1]
+        if sample:
+            # As generate() draws by default: from the 50 likeliest.
+            cut = logits.topk(50).values[:, -1:]
+            new.append(logits.masked_fill(logits < cut, -torch.inf).softmax(-1).multinomial(1))
+        else:
+            new.append(logits.argmax(-1, keepdim=True))
         inputs = extend(inputs, new[-1])
     return torch.cat(new, 1)
 

@@ -137,6 +137,15 @@ def test_attention_received_against_float64_and_across_blocks() -> None:
     assert received.sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_attention_received_holds_no_n_by_n_matrix() -> None:
+    """Of 4,000 tokens and two heads it would be 128 MB; nothing above a third of it is ever allocated."""
+    query, key = torch.randn(2, 4000, 8), torch.randn(2, 4000, 8)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        attention_received(query, key, 0.4)
+    allocations = [event.cpu_memory_usage for event in profile.events()]
+    assert 0 < max(allocations) < 2 * 4000 * 4000 * 4 // 3
+
+
 def test_divprune() -> None:
     """90 has the farthest nearest neighbour, 50 degrees away; 0 is farthest from it; 40 is 40 from both, 10 less."""
     tokens = at_angles(0, 10, 40, 90) * torch.tensor([1.0, 5.0, 2.0, 3.0])[:, None]
@@ -169,6 +178,8 @@ def test_dart() -> None:
     # 2 (20 degrees) takes 5 (100); 4 (70) takes 0 (0)
     assert selection.indices.tolist() == [0, 2, 4, 5]
     assert Dart(1.5 / 6, pivots=2)(tokens).indices.numel() == 1
+    # Longer in L1, 6 and 5, though not in L2, 4.2 and 5.
+    assert Dart(0.5, pivots=1)(torch.tensor([[5.0, 0.0], [3.0, 3.0]])).indices.tolist() == [1]
     with pytest.raises(ValueError, match=r"^pivots: got 0"):
         Dart(pivots=0)
 
@@ -217,6 +228,10 @@ def test_visionzip_merges_into_the_most_similar() -> None:
     selection = VisionZip(lambda tokens, plan: dominance, 13.5 / 15)(tokens)
     assert selection.indices.tolist() == [0, 2, *range(4, 15)]
     torch.testing.assert_close(selection.tokens[:2], torch.stack([rest[[0, 3]].mean(0), rest[[1, 2]].mean(0)]))
+    # Contextual tokens that point the same way stay themselves; the first takes in the others.
+    tokens[:4] = at_angles(0, 0, 0, 0) * torch.tensor([1.0, 2.0, 6.0, 3.0])[:, None]
+    selection = VisionZip(lambda tokens, plan: dominance, 13.5 / 15)(tokens)
+    torch.testing.assert_close(selection.tokens[:2], torch.tensor([[2.0, 0.0], [6.0, 0.0]]))
 
 
 @pytest.mark.parametrize(

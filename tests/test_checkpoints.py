@@ -2,10 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
-from vs_kernels import ImportanceScorer, VisionTokenSelector
+from vs_kernels import ImportanceScorer, VisionTokenSelector, checkpoints
 
 
 def selector() -> VisionTokenSelector:
@@ -38,6 +39,20 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     second.save_pretrained(tmp_path)
     loaded = VisionTokenSelector.from_pretrained(tmp_path)
     assert torch.equal(loaded.scorer.q_proj.weight, second.scorer.q_proj.weight)
+
+
+def test_saving_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    selector().save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    for module, name in ((safetensors.torch, "save_file"), (checkpoints.os, "replace")):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+            patch.setattr(module, name, full)
+            selector().save_pretrained(tmp_path)
+        assert {path: path.read_bytes() for path in before} == before
 
 
 def spoil_tensors(change) -> object:

@@ -1,7 +1,5 @@
 """Attention received in the encoder, against the attention that the eager encoder returns."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,12 +11,7 @@ from vs_kernels.integrations.transformers import EncoderAttention, attach_select
 ROWS = ([5, "image", 3, "image", 4], [6, "image", 2])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_llava_against_the_attention_of_its_class_token() -> None:

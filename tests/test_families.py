@@ -20,12 +20,7 @@ MANY = suite.MANY
 ADAPTERS = Path(__file__).parent.parent / "docs" / "adapters.md"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -212,6 +207,8 @@ def test_newlines_stay(onevision: checks.Subject, mode: str) -> None:
             assert newlines == item.scores.isinf().sum() > 0
             assert len(item.indices) == newlines + int((len(item.scores) - newlines) * 0.2)
             assert item.scores[item.indices].isinf().sum() == newlines
+            if mode == "soft":
+                assert torch.equal(selection.probs == 1, item.scores.isinf())
     finally:
         onevision.selector.eval()
 
@@ -235,7 +232,28 @@ def test_deepstack_rows_follow_their_tokens() -> None:
         probs = handle.last_selection["image"].probs[:, None]
         for got, layer in zip(seen["deepstack_visual_embeds"], layers, strict=True):
             torch.testing.assert_close(got, layer * probs)
+        kept = torch.zeros(len(probs), 1, dtype=torch.bool).index_fill_(0, rows, True)
+        subject.selector.train_mode, subject.selector.hard_share = "blend", 0.25
+        model(**inputs)
+        for got, layer in zip(seen["deepstack_visual_embeds"], layers, strict=True):
+            torch.testing.assert_close(got, layer * (0.75 * probs + 0.25 * kept))
+        subject.selector.train_mode, subject.selector.dropped_scale = "straight_through_mask", 0.3
+        model(**inputs)
+        for got, layer in zip(seen["deepstack_visual_embeds"], layers, strict=True):
+            torch.testing.assert_close(got, torch.where(kept, layer, 0.3 * layer))
     hook.remove()
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-VL", "Qwen3-VL", "GLM-4V"])
+@pytest.mark.parametrize("rows", [suite.MANY, suite.VIDEOS], ids=["images", "videos"])
+def test_types_of_tokens_may_be_left_out(name: str, rows: tuple[list[int | str], ...]) -> None:
+    subject = checks.Subject(FAMILIES[name])
+    inputs = subject.prompt(*rows)
+    without = {key: value for key, value in inputs.items() if key != "mm_token_type_ids"}
+    with torch.no_grad(), subject.attach(0.5) as handle:
+        logits, positions = subject.model(**inputs).logits, handle.last_prompt.position_ids
+        assert torch.equal(subject.model(**without).logits, logits)
+        assert torch.equal(handle.last_prompt.position_ids, positions)
 
 
 def test_no_mask_is_a_mask_of_ones(subject: checks.Subject) -> None:
@@ -314,6 +332,18 @@ def test_register_family_checks_its_argument() -> None:
     assert Family not in families.FAMILIES
 
 
+@pytest.mark.usefixtures("_families_as_before")
+def test_the_family_that_was_registered_last_serves_its_class(llava: checks.Subject) -> None:
+    @register_family
+    class Mine(families.Llava):
+        model_classes = ("LlavaForConditionalGeneration",)
+
+    before = len(families.FAMILIES)
+    assert register_family(Mine) is Mine and len(families.FAMILIES) == before
+    with llava.attach(0.5) as handle:
+        assert type(handle.family) is Mine
+
+
 def test_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--family", "LLaVA", "--family", "GLM-4V", "--cell", "image batch", "--cell", "image and video"]
     assert suite.main([*options, "--check", "--out", str(tmp_path / "matrix.md")]) == 0
@@ -327,6 +357,20 @@ def test_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     output = capsys.readouterr().out
     assert "not as promised: LLaVA, image batch: AssertionError: wrong" in output
     assert "not as promised: GLM-4V, image and video" in output
+
+
+def test_the_matrix_of_the_docs_is_the_one_that_is_checked() -> None:
+    text = ADAPTERS.read_text()
+    notes = dict(re.findall(r"^(\(\d\)) (.*?)  $", text, re.MULTILINE)) | {"ok": None}
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in re.search(r"^\| \| image batch .*?\n\n", text, re.MULTILINE | re.DOTALL)[0].strip().splitlines()
+    ]
+    assert head[1:] == list(suite.CELLS)
+    told = {name: [notes[cell] for cell in cells] for name, *cells in rows}
+    assert {name: [suite.reason_of(name, cell) for cell in suite.CELLS] for name in FAMILIES} == {
+        name: told[name] for name in FAMILIES
+    }
 
 
 def fail(subject: checks.Subject) -> None:

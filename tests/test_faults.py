@@ -1,18 +1,22 @@
-"""The faults of the published implementation that are not of the model integration; the others are tested beside it."""
+"""The fourteen faults of the published implementation, one test for each."""
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from oracle import ATTENTIONS, CLIP, LOGIT_TOLERANCE, SMALL, TWO_AND_ONE, full_positions, make_selector
 from safetensors.torch import save_file
-from tiny_models import prompt, qwen2_5_vl
+from tiny_models import VIDEO, prompt, qwen2_5_vl
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vs_kernels as vk
 from vs_kernels import SelectionPlan
-from vs_kernels.integrations.transformers import attach_selector
+from vs_kernels.integrations.transformers import SelectorHandle, attach_selector
 
 
 def scorer(width: int) -> vk.ImportanceScorer:
@@ -20,6 +24,70 @@ def scorer(width: int) -> vk.ImportanceScorer:
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return made
+
+
+def test_fault_1_text_only_and_inputs_embeds(attached: SelectorHandle) -> None:
+    model, inputs = attached.model, prompt([6])
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    torch.testing.assert_close(model(inputs_embeds=embeds).logits, model(**inputs).logits)
+    new = model.generate(inputs_embeds=embeds, max_new_tokens=3)
+    assert torch.equal(new, model.generate(**inputs, max_new_tokens=3)[:, 6:])
+
+
+def test_fault_2_rows_of_a_batch_select_for_themselves(attached: SelectorHandle) -> None:
+    model = attached.model
+    rows = [prompt(row, seed=seed) for seed, row in enumerate(TWO_AND_ONE)]
+    length = max(row["input_ids"].shape[1] for row in rows)
+    batch = {
+        name: torch.cat([nn.functional.pad(row[name], (length - row[name].shape[1], 0)) for row in rows])
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids")
+    } | {name: torch.cat([row[name] for row in rows]) for name in ("pixel_values", "image_grid_thw")}
+    together = model(**batch).logits[:, -1]
+    alone = torch.cat([model(**row).logits[:, -1] for row in rows])
+    torch.testing.assert_close(together, alone, **LOGIT_TOLERANCE)
+
+
+def test_fault_3_image_and_video_in_one_prompt(attached: SelectorHandle) -> None:
+    model, inputs = attached.model, prompt([5, CLIP, 3, SMALL, 4, CLIP, 2])
+    inputs["second_per_grid_ts"] = torch.tensor([1.0, 2.0])
+    model(**inputs)
+    assert {name: selection.plan.lengths for name, selection in attached.last_selection.items()} == {
+        "image": (16,),
+        "video": (48, 48),
+    }
+    columns = attached.last_prompt.columns[0]
+    assert torch.equal(attached.last_prompt.position_ids[:, 0], full_positions(model, inputs)[:, 0, columns])
+
+
+def test_fault_4_text_between_videos_stays(attached: SelectorHandle) -> None:
+    inputs = prompt([5, CLIP, 3, CLIP, 4, CLIP, 2])
+    attached.model(**inputs)
+    columns = attached.last_prompt.columns[0]
+    text = (inputs["input_ids"][0] != VIDEO).nonzero().flatten()
+    assert set(text.tolist()) <= set(columns.tolist())
+    assert len(columns) == len(text) + 3 * 24
+
+
+@pytest.mark.parametrize("mode", ["soft", "straight_through_gather", "straight_through_mask"])
+def test_fault_5_training_on_video(mode: str) -> None:
+    model, inputs = qwen2_5_vl(), prompt([5, CLIP, 3, CLIP, 4], [2, CLIP, 2])
+    selector = make_selector(train_mode=mode).train()
+    with attach_selector(model, selector, budget=0.2) as handle:
+        (model(**inputs, labels=inputs["input_ids"]).loss + handle.loss).backward()
+    assert selector.scorer.q_proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("image", [("image", 1, 1, 1), ("image", 1, 2, 2), SMALL])
+@pytest.mark.parametrize("budget", [0.2, 1.0])
+@pytest.mark.parametrize("mode", ["soft", "straight_through_gather", "straight_through_mask", "eval"])
+def test_fault_6_extreme_budgets_and_tiny_images(image: tuple[Any, ...], budget: float, mode: str) -> None:
+    model, inputs = qwen2_5_vl(), prompt([5, image, 3])
+    selector = make_selector(train_mode="soft" if mode == "eval" else mode).train(mode != "eval")
+    with attach_selector(model, selector, budget):
+        loss = model(**inputs, labels=inputs["input_ids"]).loss
+        loss.backward()
+        model.generate(**inputs, max_new_tokens=2)
+    assert loss.isfinite()
 
 
 def test_fault_7_inference_runs_no_soft_search() -> None:
@@ -36,6 +104,10 @@ def test_fault_7_inference_runs_no_soft_search() -> None:
     names = {event.name for event in profile.events()}
     assert "vs_kernels::select_tokens" in names
     assert not {name for name in names if "soft_topk" in name}
+    # Nothing waits for the device: a tensor without values raises where one is asked for.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        kept = selector(torch.empty(20, 64), [12, 8])
+    assert kept.tokens.shape == (10, 64) and kept.indices.shape == (10,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -44,6 +116,21 @@ def test_fault_8_soft_probabilities_sum_to_k(dtype: torch.dtype) -> None:
     probs, _ = vk.soft_topk(scorer(32).to(dtype)(tokens, plan), plan)
     sums = torch.stack([pool.double().sum() for pool in probs.split(plan.lengths)])
     torch.testing.assert_close(sums, torch.tensor(plan.ks, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_fault_9_the_cache_holds_the_compact_prompt(attention: str) -> None:
+    model, inputs = qwen2_5_vl(attention), prompt(*TWO_AND_ONE)
+    masks = []
+    with attach_selector(model, make_selector(), budget=0.2) as handle:
+        model.model.language_model.register_forward_pre_hook(
+            lambda _, args, kwargs: masks.append(kwargs["attention_mask"].shape[1]), with_kwargs=True
+        )
+        result = model.generate(**inputs, max_new_tokens=4, eos_token_id=None, return_dict_in_generate=True)
+        length = handle.last_prompt.length
+        assert length == 5 + 3 + 4 + 2 * 2 + 3 + 4
+        assert result.past_key_values.get_seq_length() == length + 3
+        assert masks == [length, length + 1, length + 2, length + 3]
 
 
 def test_fault_10_imports_need_neither_flash_attn_nor_a_gpu() -> None:

@@ -174,6 +174,26 @@ def test_errors_of_a_file(tmp_path: Path, scorer: ImportanceScorer) -> None:
     torch.save([1], tmp_path / "scorer.pt")
     with pytest.raises(ValueError, match=r"scorer.pt: not a file of torch.save with tensors"):
         VisionTokenSelector.from_pretrained(tmp_path / "scorer.pt")
+    torch.save({"q_proj.weight": torch.zeros(2, 4), 3: torch.zeros(1)}, tmp_path / "scorer.pt")
+    with pytest.raises(ValueError, match=r"scorer.pt: .* names \['q_proj.weight', 3\], expected text"):
+        VisionTokenSelector.from_pretrained(tmp_path / "scorer.pt")
+
+
+class Code:
+    """Runs where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('ran')",)
+
+
+def test_a_file_with_code_is_refused_and_not_run(tmp_path: Path, scorer: ImportanceScorer) -> None:
+    path = tmp_path / "scorer.pt"
+    torch.save(named(scorer, "") | {"optimizer": Code()}, path)
+    with pytest.raises(ValueError, match=r"scorer.pt: not a file of torch.save with tensors alone$"):
+        VisionTokenSelector.from_pretrained(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"scorer.pt: not a file of torch.save with tensors alone$"):
+        VisionTokenSelector.from_pretrained(path)
 
 
 def test_from_the_hub_only_the_files_needed(

@@ -1,5 +1,6 @@
 """The four tensors of a scorer in files that may hold a whole model, under the names that tools give them."""
 
+import pickle
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,7 +36,13 @@ class Reader:
                 else:
                     tensors = torch.load(path, map_location="cpu", weights_only=True)
                     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+                    if not all(isinstance(name, str) for name in tensors):
+                        raise ValueError(f"names {list(tensors)[:8]}, expected text")
                     self._sources |= dict.fromkeys(tensors, tensors.__getitem__)
+            except pickle.UnpicklingError as error:
+                self._stack.close()
+                # The message of torch advises to run what the file says.
+                raise ValueError(f"{path}: not a file of torch.save with tensors alone") from error
             except (SafetensorError, AttributeError, OSError, RuntimeError, EOFError, ValueError) as error:
                 self._stack.close()
                 kind = "a safetensors file" if path.suffix == ".safetensors" else "a file of torch.save with tensors"

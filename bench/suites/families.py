@@ -102,16 +102,23 @@ def _row(name: str, cells: list[str]) -> dict[str, tuple[str, Exception | None]]
     family, results = FAMILIES[name], {}
     subject = checks.Subject(family)
     for cell in cells:
+        reason = reason_of(name, cell)
         if cell in VIDEO_CELLS and family.videos is None:
-            results[cell] = (FRAMES_ARE_IMAGES.get(name, "no video"), None)
+            results[cell] = (str(reason), None)
             continue
-        reason = REASONS.get((name, cell))
         error = checks.error_of(CELLS[cell] if reason is None else ALONE[cell], subject)
         if reason is None:
             results[cell] = ("ok" if error is None else f"{type(error).__name__}: {error}"[:300], error)
         else:
             results[cell] = (reason, None if error is not None else AssertionError("the model alone can do it"))
     return results
+
+
+def reason_of(name: str, cell: str) -> str | None:
+    """Why a family cannot do what a cell asks; None where it must pass."""
+    if cell in VIDEO_CELLS and FAMILIES[name].videos is None:
+        return FRAMES_ARE_IMAGES.get(name, "no video")
+    return REASONS.get((name, cell))
 
 
 def _print(console: Console, rows: list, versions: str) -> None:

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1 where the prediction equals one of the answers but for case, spaces and a full stop at the end, else 0."""
-    return float(_normal(prediction) in {_normal(answer) for answer in answers})
+    plain = {_normal(answer).removesuffix(".") for answer in answers}
+    return float(_normal(prediction).removesuffix(".") in plain)
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
     """Average normalised Levenshtein similarity of one answer (Biten et al., arXiv 1905.13648): the largest
-    ``1 - distance / longer length``, or 0 where it is below the threshold."""
+    ``1 - distance / longer length`` whatever case and spaces, or 0 where it is below the threshold. At the threshold
+    it stays, as in the evaluation script of the challenge and in lmms-eval; the formula of the paper has 0 there."""
     best = 0.0
     for answer in answers:
         left, right = _normal(prediction), _normal(answer)
@@ -31,4 +33,4 @@ def edit_distance(left: str, right: str) -> int:
 
 
 def _normal(text: str) -> str:
-    return " ".join(text.casefold().split()).removesuffix(".")
+    return " ".join(text.casefold().split())

@@ -54,8 +54,10 @@ def evaluate(
         "selector": selector_name,
         "pool": pool,
         "max_new_tokens": max_new_tokens,
+        "device": device,
         "dtype": dtype,
     }
+    budgets = list(dict.fromkeys(budgets))
     records = Records(out, settings)
     todo = [(i, b) for i in range(len(questions)) for b in budgets if (i, b) not in records.done]
     if todo:
@@ -73,7 +75,7 @@ def evaluate(
                 records.add(Answer(i, budget, reply.text, *scores, reply.visual_tokens, reply.prefill_seconds))
                 progress.advance(task)
     asked = [answer for answer in records.answers if answer.question < len(questions) and answer.budget in budgets]
-    summary = summary_of(asked, settings | {"device": device})
+    summary = summary_of(asked, settings)
     (out / RESULTS).write_text(json.dumps(summary, indent=2) + "\n")
     draw(summary, out / CHART)
     return summary
