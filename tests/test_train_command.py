@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,39 @@ def test_it_trains_a_selector_and_goes_on_from_a_checkpoint(folder, monkeypatch,
     resumed = VisionTokenSelector.from_pretrained(folder / "out" / "selector")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_two_processes_of_torchrun_train_what_one_does(folder, monkeypatch):
+    """Equal shares of pictures and words in both, so that their mean is that of the whole batch; no noise."""
+    names = [f"{index}.png" for index in range(8)]
+    for name in names:
+        Image.effect_noise((84, 112), 80).save(folder / name)
+    lines = [record(name, answer) for name, answer in zip(names, ["a red cat", "two red dogs"] * 4, strict=True)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = yaml.safe_load((folder / "train.yaml").read_text())["arguments"]
+    for output, size in (("one", 4), ("two", 2)):
+        path = write_config(
+            folder, output=output, recipe="soft", curriculum=None,
+            arguments=arguments | {"per_device_train_batch_size": size, "learning_rate": 1e-2},
+        )  # fmt: skip
+        if output == "one":
+            assert run(folder, monkeypatch) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    worker = Path(__file__).with_name("train_process.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, worker, path], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    one, two = (VisionTokenSelector.from_pretrained(folder / output / "selector") for output in ("one", "two"))
+    assert one.scorer.q_proj.weight.abs().max() > 1e-2
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+    logs = [(folder / output / "training.jsonl").read_text().splitlines() for output in ("one", "two")]
+    for expected, got in zip(*logs, strict=True):
+        for name in ("loss", "answer_loss", "consistency_loss"):
+            assert json.loads(got)[name] == pytest.approx(json.loads(expected)[name], rel=1e-5)
+    saved = [sorted(path.name for path in (folder / output).iterdir()) for output in ("one", "two")]
+    assert saved[0] == saved[1] == ["checkpoint-2", "checkpoint-4", "selector", "training.jsonl"]
 
 
 def test_labels_are_the_answers(folder):

@@ -97,6 +97,16 @@ def test_the_loss_is_composite_and_reaches_the_scorer_alone(model: PreTrainedMod
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_text_alone_teaches_the_scorer_nothing(model: PreTrainedModel, recipe: str) -> None:
+    training = make_training(model, recipe)
+    training.start_step(5, 11)
+    losses = training(**{name: value for name, value in batch().items() if "pixel" not in name and "grid" not in name})
+    assert losses["consistency_loss"] == 0 and losses["loss"] == losses["answer_loss"] > 0
+    losses["loss"].backward()
+    assert all(torch.equal(parameter.grad, torch.zeros_like(parameter)) for parameter in training.selector.parameters())
+
+
 def test_in_eval_mode_the_loss_is_that_of_the_hard_selection(model: PreTrainedModel) -> None:
     training = make_training(model).eval()
     with torch.no_grad():

@@ -1,7 +1,9 @@
 """Two processes with half of a batch each learn what one process learns from the whole batch."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +44,17 @@ def learn(train_mode: str, rows: slice, wrapper: str | None) -> tuple[SelectorTr
     return training, losses
 
 
+def gradients(with_pixels: bool, wrapper: Callable[..., Any] = lambda training: training) -> list[Tensor | None]:
+    """Of the scorer's parameters, after a batch with pictures or one of text alone."""
+    handle = attach_selector(qwen2_5_vl(), make_selector("straight_through_gather"), train=True)
+    training = SelectorTraining(handle, Curriculum(scale=0.3))
+    visual = ("pixel_values", "image_grid_thw")
+    inputs = {name: value for name, value in batch().items() if with_pixels or name not in visual}
+    wrapped = wrapper(training)  # averages the gradients for as long as it lives
+    wrapped(**inputs)["loss"].backward()
+    return [parameter.grad for parameter in training.selector.parameters()]
+
+
 def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for wrapper in WRAPPERS:
@@ -54,6 +67,7 @@ def work(rank: int, folder: str) -> None:
             place = Path(folder) / f"{wrapper} {train_mode}"
             training.selector.save_pretrained(place, is_main_process=rank == 0)
             torch.save([loss / 2 for loss in losses], f"{place} losses {rank}")
+    torch.save(gradients(with_pixels=rank == 0, wrapper=DistributedDataParallel), f"{folder}/gradients {rank}")
     dist.destroy_process_group()
     # A thread of gloo may let go of the last collective's tensors only now. Where it meets an interpreter that is
     # shutting down it aborts the process, so there is no shutdown: everything is on the disk.
@@ -81,3 +95,9 @@ def test_two_processes_learn_what_one_does(folder: Path, wrapper: str, train_mod
     for rank in range(2):
         losses = torch.load(folder / f"{wrapper} {train_mode} losses {rank}")
         torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_process_with_text_alone_has_gradients_of_zero(folder: Path) -> None:
+    for rank in range(2):
+        for mean, alone in zip(torch.load(folder / f"gradients {rank}"), gradients(with_pixels=True), strict=True):
+            torch.testing.assert_close(mean, alone / 2, rtol=1e-4, atol=1e-7)

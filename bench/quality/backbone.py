@@ -19,11 +19,17 @@ SAVE_EVERY = 100  # steps
 WARM_UP = 50  # steps
 NAMING = 0.25  # share of the steps in which only the vision encoder learns
 READING = 0.4  # share of the steps after which the language model reads more than a little beside the relevant tokens
-DROPPING = 0.7  # share of the later steps in which it reads a random part of the tokens
+DROPPING = 0.7  # share of the later steps in which it reads a random part of the tokens, unless told otherwise
 
 
 def train_backbone(
-    task: Task, path: Path, steps: int, stop: int | None = None, seed: int = 0, log: Callable[..., None] = print
+    task: Task,
+    path: Path,
+    steps: int,
+    stop: int | None = None,
+    seed: int = 0,
+    dropping: float = DROPPING,
+    log: Callable[..., None] = print,
 ) -> None:
     """Train a model and write it to ``path``; what is unfinished lies beside it and is taken up again.
 
@@ -34,6 +40,7 @@ def train_backbone(
 
     Args:
         stop: end after so many of the ``steps``.
+        dropping: share of the steps with whole pictures in which the language model reads a random part of them.
     """
     torch.manual_seed(seed)
     model = small_model(task.vocabulary, seed)
@@ -56,7 +63,7 @@ def train_backbone(
         tokens = encode(model, batch.pictures)
         loss = _naming_loss(model, tokens, batch)
         if step / steps >= NAMING:
-            loss = _answer_loss(model, task, tokens, batch, random, step / steps) + 0.1 * loss
+            loss = _answer_loss(model, task, tokens, batch, random, step / steps, dropping) + 0.1 * loss
         rate = min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
         optimizer.zero_grad()
@@ -90,10 +97,11 @@ def _answer_loss(
     batch: Batch,
     random: np.random.Generator,
     progress: float,
+    dropping: float,
 ) -> Tensor:
     reading = progress < READING
     indices = None
-    if reading or random.random() < DROPPING:
+    if reading or random.random() < dropping:
         share = random.uniform(0.05, 0.2 if reading else 1.0)
         rank = torch.from_numpy(random.random(batch.relevant.shape))
         if reading or random.random() < 0.5:

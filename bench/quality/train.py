@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,14 +15,17 @@ from bench.quality.evaluate import recall
 from bench.quality.model import TEXT_WIDTH
 from bench.quality.recipes import BATCH, PHASES, SMALL_BATCHES, STEPS, train_selector
 from bench.quality.shipped import SEEDS, SHIPPED_RECIPES, WEIGHTS, backbone_path, selector_path
+from bench.quality.tasks import Task
 
 VALIDATION_SEED, TRAINING_SEED = 7, 11
 TRAINING_PICTURES, COMPARED_PICTURES = 1000, 500
-# By name: task, steps, and the step to stop at. The early one has never met a picture without its evidence.
-BACKBONES = {
-    "digits": (digits.TASKS[0], 1000, None),
-    "digits_early": (digits.TASKS[0], 1000, 400),
-    "shapes": (shapes.TASK, 800, None),
+# By name: task, steps and other arguments of train_backbone. The early and the whole one have never met a picture
+# without its evidence; the whole one is of another seed, the early one the beginning of the first.
+BACKBONES: dict[str, tuple[Task, int, dict[str, Any]]] = {
+    "digits": (digits.TASKS[0], 1000, {}),
+    "digits_early": (digits.TASKS[0], 1000, {"stop": 400}),
+    "digits_whole": (digits.TASKS[0], 1000, {"seed": 1, "dropping": 0.0}),
+    "shapes": (shapes.TASK, 800, {}),
 }
 # Recipes that train on all tokens.
 LONG_SEQUENCE = ("soft", "soft, small batches", "blend", "mask", "soft, then gather")
@@ -31,9 +35,9 @@ COMPARISON = WEIGHTS / "comparison.jsonl"
 
 def train_backbones(console: Console) -> None:
     WEIGHTS.mkdir(exist_ok=True)
-    for name, (task, steps, stop) in BACKBONES.items():
+    for name, (task, steps, options) in BACKBONES.items():
         if not backbone_path(name).is_file():
-            train_backbone(task, backbone_path(name), steps, stop, log=console.print)
+            train_backbone(task, backbone_path(name), steps, log=console.print, **options)
 
 
 def train_selectors(console: Console) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vs_kernels.training.log import TrainingLog, step_record
+from vs_kernels.training.log import TrainingLog, mean_over_processes, step_record
 from vs_kernels.training.module import SelectorTraining
 
 
@@ -36,8 +36,10 @@ class CurriculumCallback(TrainerCallback):
         self.training.start_step(state.global_step, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._log is not None and state.global_step % max(1, int(state.logging_steps)) == 0:
-            self._log.write(state.global_step, step_record(self.training, self.training.last_losses))
+        if state.global_step % max(1, int(state.logging_steps)) == 0:
+            losses = mean_over_processes(self.training.last_losses)  # all take part, one writes
+            if self._log is not None:
+                self._log.write(state.global_step, step_record(self.training, losses))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         checkpoint = self._directory / f"checkpoint-{state.global_step}"

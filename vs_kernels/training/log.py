@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from vs_kernels.training.health import mask_health
 from vs_kernels.training.module import SelectorTraining
@@ -47,6 +49,15 @@ class TrainingLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def mean_over_processes(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses of a step, scalars, averaged over all processes, which must all call this; of one process, its own."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return losses
+    values = torch.stack([*losses.values()])
+    dist.all_reduce(values)
+    return dict(zip(losses, values / dist.get_world_size(), strict=True))
 
 
 def step_record(training: SelectorTraining, losses: dict[str, Tensor]) -> dict[str, float]:

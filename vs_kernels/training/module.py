@@ -97,7 +97,8 @@ class SelectorTraining(nn.Module):
     def forward(self, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
         """Losses of a batch, float32 scalars: ``loss``, ``answer_loss`` and, in training, ``consistency_loss``.
 
-        In training the budget is the curriculum's, if it has one. In eval mode the selection is hard.
+        In training the budget is the curriculum's, if it has one, and a batch of text alone has a consistency loss of 0
+        and gradients of 0. In eval mode the selection is hard.
         """
         own_budget = self.handle.budget
         if self.training and self.settings.budget is not None:
@@ -110,7 +111,11 @@ class SelectorTraining(nn.Module):
         finally:
             self.handle.budget = own_budget
         losses = {"loss": answer_loss, "answer_loss": answer_loss.detach()}
-        if (consistency := self.handle.loss) is not None:
+        if self.training:
+            consistency = self.handle.loss
+            if consistency is None:
+                # Text alone. Without gradients of zero backward() would fail, and other processes would wait for them.
+                consistency = 0.0 * torch.stack([parameter.sum() for parameter in self.selector.parameters()]).sum()
             losses["loss"] = answer_loss + self.settings.loss_weight * consistency
             losses["consistency_loss"] = consistency.detach()
         self.last_losses = {name: value.detach() for name, value in losses.items()}

@@ -1,9 +1,11 @@
 """``vs-kernels train``: a selector trained by transformers' Trainer, as a configuration file says."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -25,6 +27,7 @@ PUBLISHED_ARGUMENTS: dict[str, Any] = {
     "num_train_epochs": 1,
     "report_to": "none",
     "remove_unused_columns": False,
+    "ddp_find_unused_parameters": False,  # every parameter of the scorer has a gradient, of text alone 0
 }
 
 
@@ -33,7 +36,7 @@ def load_processor(config: TrainConfig) -> Any:
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
-    """Train a selector and return the directory that it is saved in.
+    """Train a selector and return the directory that it is saved in; under torchrun, in all of its processes.
 
     Args:
         resume: go on from the last checkpoint in the output directory.
@@ -42,6 +45,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         FileNotFoundError, TypeError, ValueError: a configuration, data or a model that does not fit, before any step
             is taken.
     """
+    had_group = dist.is_available() and dist.is_initialized()
     recipe = RECIPES[config.recipe]
     data = Conversations(config.data, config.images)
     arguments = TrainingArguments(output_dir=config.output, **PUBLISHED_ARGUMENTS | config.arguments)
@@ -63,4 +67,18 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         callbacks=[CurriculumCallback(training, config.tensorboard)],
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    del trainer
+    if not had_group:
+        _leave_group()
     return Path(config.output) / "selector"
+
+
+def _leave_group() -> None:
+    """Take the process group of Trainer down, if there is one.
+
+    Threads of gloo that are still there when the interpreter shuts down abort the process now and then, and torchrun
+    calls the finished training a failure. They end with the last reference to the group; the wrapped model has one.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
