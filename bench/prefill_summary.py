@@ -113,7 +113,7 @@ def table(rows: Sequence[Row]) -> Table:
     line("KV cache, MB", [f"{row.kv_cache_bytes / 1e6:.1f}" for row in rows])
     line("peak memory, GB", [f"{row.peak_bytes / 1e9:.2f}" if row.peak_bytes else "-" for row in rows], last=True)
     line("ViT, s", [f"{row.wall['vit']:.2f}" for row in rows])
-    line("selection, µs", [f"{row.wall['selection'] * 1e6:,.0f}" for row in rows])
+    line("selection, ms", [f"{row.wall['selection'] * 1e3:,.2f}" for row in rows])
     line("LLM prefill, s", [f"{row.wall['llm']:.2f}" for row in rows])
     line("end to end: time to first token, s", [f"{row.wall['total']:.2f}" for row in rows])
     line("  spread of the rounds", [f"{row.spread:.0%}" for row in rows], "dim", last=True)

@@ -1,5 +1,7 @@
 """Operators under pytest-benchmark: ``pytest bench --benchmark-only``."""
 
+import functools
+
 import pytest
 import torch
 
@@ -39,11 +41,10 @@ def _run(benchmark, inputs: Inputs, name: str, provider: str, backward: bool) ->
     for leaf_name, leaf in by_name.items():
         leaf.requires_grad_(backward and leaf_name in operator.leaves)
 
+    forward = operator.others.get(provider) or functools.partial(operator.ours, vs_kernels)
+
     def call() -> None:
-        if provider == "vs_kernels":
-            outputs = operator.ours(vs_kernels, x, kept)
-        else:
-            outputs = operator.others[provider](x, kept)
+        outputs = forward(x, kept)
         if backward:
             torch.autograd.grad([output.sum() for output in outputs], [by_name[leaf] for leaf in operator.leaves])
         if inputs.tokens.device.type == "cuda":

@@ -146,7 +146,7 @@ def test_a_run_writes_its_records_its_summary_and_its_pictures(tiny, tmp_path, c
             assert min(picture.size) > 300 and low < 60 and high > 250
     printed = capsys.readouterr().out
     assert "Random weights: the times are real, the choice of tokens is not." in printed
-    assert "peak memory" in printed
+    assert "peak memory" in printed and "selection, ms" in printed
 
 
 def test_a_photo_of_another_shape(tiny, tmp_path):

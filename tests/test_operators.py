@@ -1,5 +1,7 @@
 """What holds for every operator: truth, schemas, tracing, layouts, special sizes."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -278,6 +280,37 @@ def test_autocast_takes_all_scores_of_lower_precision(name: str) -> None:
         actual = op(*low)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     assert torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "AutocastCUDA")
+
+
+WRONG = {
+    "tokens": [
+        torch.randn(6, 8).double(),
+        torch.zeros(6, 8, dtype=torch.int32),
+        torch.randn(8),
+        torch.randn(8, 6).T,
+        None,
+    ],
+    "scores": [torch.randn(6).half(), torch.randn(7), torch.randn(2, 2, 2), [1.0] * 6],
+    "plan": [[6], "plan"],
+}
+WRONG_BESIDE_A_PLAN = [torch.randn(5, 8), torch.randn(2, 4, 8)]  # tokens
+WRONG_BESIDE_TOKENS = torch.randn(6, device="meta")  # scores
+
+
+@pytest.mark.parametrize("name", verify.CALLS)
+def test_wrong_arguments_are_named_with_what_came_and_what_was_expected(name: str) -> None:
+    right = verify.Inputs.random(SelectionPlan([6], [2]), width=8, hidden=4, dtype=torch.float32)
+    verify.CALLS[name](vk, right)
+    takes_scores = name not in ("importance_scores", "select_tokens", "gather_tokens")
+    takes = {"tokens": name in verify.TAKES_TOKENS, "scores": takes_scores, "plan": name != "gather_tokens"}
+    cases = [(argument, value) for argument, values in WRONG.items() if takes[argument] for value in values]
+    if takes["tokens"] and takes["plan"]:
+        cases += [("tokens", value) for value in WRONG_BESIDE_A_PLAN]
+    if takes["tokens"] and takes["scores"]:
+        cases.append(("scores", WRONG_BESIDE_TOKENS))
+    for argument, value in cases:
+        with pytest.raises((TypeError, ValueError), match=rf"^{argument}: got .*, expected "):
+            verify.CALLS[name](vk, dataclasses.replace(right, **{argument: value}))
 
 
 def test_no_second_derivative_instead_of_a_wrong_one() -> None:

@@ -67,6 +67,23 @@ def test_mask(backend: str, dropped_scale: float, noise: float) -> None:
     torch.testing.assert_close(grad_tokens, factors * grad, rtol=0, atol=0)
 
 
+@pytest.mark.interpreted
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_scores_that_rank_in_another_range(backend: str, size: float) -> None:
+    """The soft Top-K of the gradient is that of the scores, wherever those that rank lie."""
+    tokens = torch.randn(184, 48)
+    scores, ranking = (3 * torch.randn(184)).requires_grad_(), size * (torch.randn(184) + 3)
+    kept, indices = vk.straight_through_gather(tokens, scores, PLAN, TEMPERATURE, selection_scores=ranking)
+    masked = vk.straight_through_mask(tokens, scores, PLAN, TEMPERATURE, selection_scores=ranking)
+    grad = torch.randn_like(tokens)
+    every = (grad.double() * tokens.double()).sum(dim=1)
+    of_kept = torch.zeros(184, dtype=torch.float64).index_copy(0, indices, every[indices])
+    for out, out_grad, credit in ((kept, grad[indices], of_kept), (masked, grad, every)):
+        truth = score_gradient(credit, scores.detach())
+        (actual,) = torch.autograd.grad(out, scores, out_grad)
+        torch.testing.assert_close(actual.double(), truth, rtol=1e-5, atol=2e-6 * float(truth.abs().max()))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_number_of_16_bits_is_rounded_to_the_nearest_even(backend: str, dtype: torch.dtype) -> None:
     """Times 1.5 every second one lies halfway between two; with infinities, NaN and subnormal numbers."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from backends import BACKENDS, use_backend
+from backends import BACKENDS, HAS_TRITON, use_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from straight_through_cases import DTYPES, Case
@@ -61,7 +61,7 @@ def test_ragged_pools(data: st.DataObject) -> None:
     device = PtxDevice(case, chunk_rows=data.draw(st.integers(1, 32)), warps_per_row=data.draw(st.sampled_from([1, 4])))
     grad_tokens, grad_scores = device.backward(slices=data.draw(st.integers(1, 3)))
     case.check(grad_tokens, grad_scores)
-    for backend in BACKENDS:
+    for backend in [*BACKENDS, *(["triton"] if HAS_TRITON else [])]:
         with use_backend(backend):
             others = case.on_cpu()
         case.check(*others)
