@@ -15,7 +15,7 @@ from vs_kernels import SelectionPlan, library, reference
 if not HAS_TRITON:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from bench.traffic_count import counted
+from bench.traffic_count import counted, no_host_waits
 from vs_kernels.kernels import digits, select_long, tiles
 from vs_kernels.kernels.importance_scores import score_tokens
 from vs_kernels.kernels.tiles import Tile
@@ -63,7 +63,7 @@ def check_choice(scores: Tensor, plan: SelectionPlan) -> None:
     assert torch.equal(kept, tokens[indices])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_indices_are_those_of_the_cpu_kernels(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(0, 70), min_size=1, max_size=4))
@@ -73,7 +73,7 @@ def test_indices_are_those_of_the_cpu_kernels(data: st.DataObject) -> None:
     check_choice(torch.tensor(chosen), plan)
 
 
-@pytest.mark.parametrize("k", [0, 1, 40, 299, 300])
+@pytest.mark.parametrize("k", [0, 1, 40, 300])
 def test_scores_without_ties(k: int) -> None:
     check_choice(torch.randn(2 + 300 + 50), SelectionPlan([2, 300, 50], [1, k, 7]))
 
@@ -93,8 +93,10 @@ def test_counts_are_those_of_the_scores(mean: float) -> None:
 def test_ragged_pools_take_six_launches_and_agree_with_their_scores() -> None:
     plan = SelectionPlan([3, 90, 0, 40, 1, 16, 17], [1, 20, 0, 40, 1, 3, 2])
     # Few different rows, so that there are many ties.
-    tokens = torch.randn(5, 40)[torch.randint(5, [plan.total_tokens])].bfloat16()
-    weights = [torch.randn(8, 40).bfloat16(), torch.randn(8).bfloat16()] * 2
+    tokens = torch.randn(5, 20)[torch.randint(5, [plan.total_tokens])].bfloat16()
+    weights = [torch.randn(8, 20).bfloat16(), torch.randn(8).bfloat16()] * 2
+    with no_host_waits():
+        vk.select_tokens(tokens, *weights, plan)
     with counted() as traffic:
         kept, indices, scores, *_ = vk.select_tokens(tokens, *weights, plan)
     assert traffic.launches == 6

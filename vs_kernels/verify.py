@@ -115,8 +115,10 @@ class Collapsed:
         return getattr(reference, name)
 
     @staticmethod
-    def importance_scores(tokens: Tensor, *arguments: Any) -> Tensor:
-        *weights, plan = arguments
+    def importance_scores(
+        tokens: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, plan: SelectionPlan
+    ) -> Tensor:
+        weights = q_weight, q_bias, k_weight, k_bias
         # Pool after pool: the collapsed form writes those of several into one tensor, which has no gradient.
         alone = ((tokens[rows], SelectionPlan([rows.stop - rows.start], [k])) for rows, k in reference.pools(plan))
         return torch.cat([reference.importance_scores_collapsed(x, *weights, one)[0] for x, one in alone])

@@ -38,7 +38,7 @@ def _finish(
     bins = tl.arange(0, BINS)
     found = tl.load(state)
     key = tl.full([], 0, tl.int32) + (prefix << 16)
-    known = tl.where(first_step > 0, -65536, 0)
+    known = tl.full([], 0, tl.int32)  # bits that the list does not share and that are found
     for step in range(first_step, 4):
         shift = 24 - 8 * step
         counts = tl.zeros([BINS], tl.int32)
