@@ -152,6 +152,7 @@ def test_divprune() -> None:
     selection = DivPrune(0.75)(tokens)
     assert selection.scores.tolist() == [2, 0, 1, 3]
     assert selection.indices.tolist() == [0, 2, 3]
+    assert DivPrune(1.0)(tokens).scores.tolist() == [1, 1, 1, 1]
 
 
 def test_divprune_matches_the_distance_matrix() -> None:
