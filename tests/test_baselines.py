@@ -152,6 +152,7 @@ def test_divprune() -> None:
     selection = DivPrune(0.75)(tokens)
     assert selection.scores.tolist() == [2, 0, 1, 3]
     assert selection.indices.tolist() == [0, 2, 3]
+    assert DivPrune(1.0)(tokens).scores.tolist() == [1, 1, 1, 1]
 
 
 def test_divprune_matches_the_distance_matrix() -> None:
@@ -177,6 +178,7 @@ def test_dart() -> None:
     selection = Dart(4.5 / 6, pivots=2)(tokens)
     # 2 (20 degrees) takes 5 (100); 4 (70) takes 0 (0)
     assert selection.indices.tolist() == [0, 2, 4, 5]
+    assert Dart(3.5 / 6, pivots=2)(tokens).indices.tolist() == [2, 4, 5]  # the first pivot takes what is left over
     assert Dart(1.5 / 6, pivots=2)(tokens).indices.numel() == 1
     # Longer in L1, 6 and 5, though not in L2, 4.2 and 5.
     assert Dart(0.5, pivots=1)(torch.tensor([[5.0, 0.0], [3.0, 3.0]])).indices.tolist() == [1]

@@ -99,7 +99,8 @@ class ByScore(Baseline):
 class Greedy(Baseline):
     """A baseline that takes one token after another.
 
-    The score of a token says when it was taken: k for the first of a pool, 1 for the last, 0 for a dropped one.
+    The score of a token says when it was taken: k for the first of a pool, 1 for the last, 0 for a dropped one. Where
+    all tokens of a pool stay, nothing is compared and all score 1.
     """
 
     def take(self, tokens: Tensor, k: int) -> Tensor:
