@@ -72,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
         setting = {"vs_kernels": {"selector": str(model / "selector"), "budget": args.budgets[0]}}
         with contextlib.ExitStack() as servers, console.status("starting the servers") as status:
             plain = servers.enter_context(serve(model, args.out / "plain.log", *options))
-            options += ["--additional-config", json.dumps(setting)]
+            # Requests bring their budgets.
+            options += ["--additional-config", json.dumps(setting), "--trust-request-mm-kwargs"]
             selecting = servers.enter_context(serve(model, args.out / "selecting.log", *options))
             number = 0
 
