@@ -1,26 +1,32 @@
 """Which differences between two runs are beyond noise.
 
 Times: a series is compared by the medians of its rounds, as they are and, where a competitor without code of this
-library was timed in the same rounds, as multiples of it: a change of the library moves both, a slower phase of the
-machine the first, a disturbed competitor the second. A difference is reported where both hold, of both: the two-sided
-Mann-Whitney rank test rejects equality at ``ALPHA`` after Holm's correction for all series together; and the medians
-differ the same way by more than ``LEAST``, and by more than ``DRIFT_MARGIN`` times what the competitors of the suite
-moved between the two runs (the 80 % quantile), which no commit can have caused.
-Counts (bytes, launches, registers, answers) have no noise: any difference is one.
+library was timed in the same case, as multiples of it: a change of the library moves both, a slower phase of the
+machine the first, a disturbed competitor the second. A difference is reported where all of these hold:
+
+- The two-sided Mann-Whitney rank test rejects equality of the rounds, of both: noise from round to round.
+- The medians moved farther than those of the suite's competitors did between the two runs, which no commit can have
+  caused: noise from run to run, of which the rounds of one run know nothing. See :func:`chance`.
+- Both moved the same way, by more than ``LEAST``, the first after what competitors moved on average is taken off.
+
+The larger of the p values counts, after Holm's correction for all series together, at ``ALPHA``. Where a suite has
+fewer than two competitors, nothing can be told. Counts (bytes, launches, registers, answers) have no noise: any
+difference is one.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, t
 
 from bench.harness import quantiles
 from bench.results import SECONDS, Series, SuiteRun, series
 
-ALPHA, LEAST, DRIFT_MARGIN = 0.01, 0.1, 3.0
+ALPHA, LEAST = 0.01, 0.1
 FEWEST_ROUNDS = 5  # below, no rank test can tell anything
-GOOD_WHEN_LARGER = ("share of answers",)
+GOOD_WHEN_LARGER = ("share of answers", "as promised")
 
 Key = tuple[str, str, str, str]
 
@@ -31,9 +37,9 @@ class Change(NamedTuple):
     Attributes:
         key: suite, case, provider, unit.
         before, after: medians in the unit.
-        ratio: after over before; of times, the smaller of the two changes; 1 where those contradict each other.
-        p_value: of the rank test after Holm's correction; 0 for counts that differ, 1 where nothing can be told.
-        least: relative difference of the medians that is taken for noise.
+        ratio: after over before; of times, less what the competitors moved on average, or as multiples of a competitor,
+            whichever changed less; 1 where those contradict each other.
+        p_value: after Holm's correction; 0 for counts that differ, 1 where nothing can be told.
     """
 
     key: Key
@@ -41,11 +47,11 @@ class Change(NamedTuple):
     after: float
     ratio: float
     p_value: float
-    least: float
 
     @property
     def beyond_noise(self) -> bool:
-        return self.p_value < ALPHA and abs(math.log(self.ratio)) > math.log1p(self.least)
+        least = math.log1p(LEAST) if self.key[3] == SECONDS else 0.0
+        return self.p_value < ALPHA and abs(math.log(self.ratio)) > least
 
     @property
     def worse(self) -> bool:
@@ -56,13 +62,13 @@ class Change(NamedTuple):
 class Comparison(NamedTuple):
     """Attributes:
     changes: all series that are in both runs.
-    untested: times with too few rounds for a test.
-    drift: by suite, how far the controls moved between the two runs: the 80 % quantile of the logarithms.
+    untested: times with too few rounds for a test, or without a competitor in their suite.
+    drift: by suite, how far the competitors moved between the two runs: logarithms, one for each.
     """
 
     changes: list[Change]
     untested: int
-    drift: dict[str, float]
+    drift: dict[str, list[float]]
 
 
 def compare(before: Sequence[SuiteRun], after: Sequence[SuiteRun]) -> Comparison:
@@ -77,24 +83,37 @@ def compare(before: Sequence[SuiteRun], after: Sequence[SuiteRun]) -> Comparison
         if a.unit != SECONDS:
             same = a.values == b.values
             ratio = 1.0 if same else (b.median or 1e-9) / (a.median or 1e-9)
-            changes.append(Change(key, a.median, b.median, ratio, 1.0 if same else 0.0, 0.0))
+            changes.append(Change(key, a.median, b.median, ratio, 1.0 if same else 0.0))
             continue
         if a.control:
             continue
         pairs = [(a.rounds, b.rounds)]
         if relative := _beside_control(first, second, key):
             pairs.append(relative)
-        if min(len(rounds) for pair in pairs for rounds in pair) < FEWEST_ROUNDS:
+        if min(len(rounds) for pair in pairs for rounds in pair) < FEWEST_ROUNDS or len(drift.get(key[0], ())) < 2:
             untested += 1
             continue
         moves = [math.log(quantiles(after)["q50"] / quantiles(before)["q50"]) for before, after in pairs]
+        of_chance = chance(moves[0], drift[key[0]])
+        moves[0] -= statistics.fmean(drift[key[0]])
         agree = all(move > 0 for move in moves) or all(move < 0 for move in moves)
         ratio = math.exp(min(moves, key=abs)) if agree else 1.0
-        least = math.expm1(max(math.log1p(LEAST), DRIFT_MARGIN * drift.get(key[0], 0.0)))
-        p_values.append(max(float(mannwhitneyu(*pair, alternative="two-sided").pvalue) for pair in pairs))
-        times.append(Change(key, a.median, b.median, ratio, 1.0, least))
+        of_rounds = max(float(mannwhitneyu(*pair, alternative="two-sided").pvalue) for pair in pairs)
+        p_values.append(max(of_rounds, of_chance))
+        times.append(Change(key, a.median, b.median, ratio, 1.0))
     changes += [change._replace(p_value=p) for change, p in zip(times, holm(p_values), strict=True)]
     return Comparison(changes, untested, drift)
+
+
+def chance(move: float, null: Sequence[float]) -> float:
+    """The p value of a move, a logarithm, among at least two of which nothing but noise is known.
+
+    If it is one of them, all normal with an unknown mean, then its distance from their mean over their standard
+    deviation times sqrt(1 + 1/m) has Student's t distribution with m - 1 degrees of freedom.
+    """
+    scale = statistics.stdev(null) * math.sqrt(1 + 1 / len(null))
+    distance = abs(move - statistics.fmean(null))
+    return float(2 * t.sf(distance / scale, len(null) - 1)) if scale else float(not distance)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -110,12 +129,12 @@ def _by_key(runs: Sequence[SuiteRun]) -> dict[Key, Series]:
     return {(one.suite, one.case, one.provider, one.unit): one for run in runs for one in series(run) if one.values}
 
 
-def _drift(first: Mapping[Key, Series], second: Mapping[Key, Series], shared: Sequence[Key]) -> dict[str, float]:
+def _drift(first: Mapping[Key, Series], second: Mapping[Key, Series], shared: Sequence[Key]) -> dict[str, list[float]]:
     moves: dict[str, list[float]] = {}
     for key in shared:
         if first[key].control and first[key].unit == SECONDS:
-            moves.setdefault(key[0], []).append(abs(math.log(second[key].median / first[key].median)))
-    return {suite: quantiles(of_suite)["q80"] for suite, of_suite in moves.items()}
+            moves.setdefault(key[0], []).append(math.log(second[key].median / first[key].median))
+    return moves
 
 
 def _beside_control(

@@ -3,6 +3,7 @@
 import re
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,15 +22,19 @@ REGISTERS = 65536  # of a multiprocessor, on every architecture here
 PLANNED = {"straight_through_rows": (128, 6), "straight_through_pools": (512, 2)}
 
 
-def rows() -> list[Resources]:
-    """Every kernel on every architecture, under a name that people can read.
+def jobs() -> list[str]:
+    """What there is to compile: ``source for arch``."""
+    return [f"{source} for {arch}" for source in SOURCES for arch in ARCHS]
+
+
+def compiled(some: Sequence[str]) -> Iterator[tuple[str, list[Resources]]]:
+    """Each of some jobs as soon as it is done, with its kernels under names that people can read.
 
     Raises:
         RuntimeError: there is no nvcc, or it does not accept a source.
     """
-    jobs = [(source, arch) for source in SOURCES for arch in ARCHS]
     with ThreadPoolExecutor(2) as pool:
-        return [row for found in pool.map(lambda job: _compile(*job), jobs) for row in found]
+        yield from zip(some, pool.map(lambda job: _compile(*job.split(" for ")), some), strict=True)
 
 
 def problems(found: list[Resources]) -> list[str]:

@@ -217,11 +217,13 @@ class Recorder:
         if facts is not None and not self.records:
             self.write("run", **facts)
 
-    def write(self, kind: str, **fields: Any) -> None:
+    def write(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Put a record on disk and return it as it will be read."""
         line = json.dumps({"record": kind, **fields})
         self._file.write(line + "\n")
         self._file.flush()
         self.records.append(json.loads(line))
+        return self.records[-1]
 
     def find(self, kind: str, **fields: Any) -> dict[str, Any] | None:
         """The record of this kind with these fields, written now or before an interruption; None: there is none."""

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from bench.command_line import count, ending
 from bench.harness import Arguments, Recorder, device_argument, environment, quantiles
 from bench.ops_timing import Timing
-from bench.ops_verify import WrongResult
 from bench.results import SECONDS, load, merged_points, write_csv
 
 RECORDS, TABLE = "points.jsonl", "points.csv"
@@ -75,12 +75,6 @@ def parser(program: str, description: str | None, suite: str) -> Arguments:
     return arguments
 
 
-def count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= 1")
-    return int(text)
-
-
 def run(
     program: str,
     suite: str,
@@ -97,7 +91,10 @@ def run(
         facts: beyond machine and versions, what distinguishes this run from others.
 
     Returns:
-        Exit code: 0; 1 for a wrong result, or a missed target with ``--check``; 130 when interrupted.
+        Exit code: 0; 1 for a missed target with ``--check``; 2 where the results cannot be written.
+
+    Raises:
+        WrongResult: from a case.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     threads = torch.get_num_threads()
@@ -126,23 +123,11 @@ def run(
     except OSError as error:
         print(f"{program}: argument --out: {error}", file=sys.stderr)
         return 2
-    except WrongResult as error:
-        print(f"{program}: wrong result, so no times: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; what was measured is in {path}", file=sys.stderr)
-        return 130
     finally:
         torch.set_num_threads(threads)
     missed = show(console, measured)
     write_csv(args.out / TABLE, load(path))
-    for name in (RECORDS, TABLE):
-        console.print(f"  {args.out / name}", soft_wrap=True, markup=False)
-    if not args.check:
-        return 0
-    for sentence in missed:
-        print(f"{program}: missed target: {sentence}", file=sys.stderr)
-    return 1 if missed else 0
+    return ending(program, console, (args.out / name for name in (RECORDS, TABLE)), missed, args.check)
 
 
 def _measured(records: Sequence[dict[str, Any]]) -> Measured:

@@ -6,25 +6,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.harness import Clock, peak_during
+from bench.harness import Clock, Seconds, peak_during
+from bench.ops_verify import WrongResult
 from bench.prefill_stages import Prefill, timed_prefill
 from bench.subject import Subject
 from vs_kernels.integrations.transformers import attach_selector
 from vs_kernels.plan import SelectionPlan
 
 
-class WrongResult(Exception):
-    """A call did not give what it must, so its time is worth nothing."""
-
-
 class Sample(NamedTuple):
-    """One call with a selector: ``kept`` is bool [T], which visual tokens of all images stayed; ``peak_bytes`` as
-    :func:`bench.harness.peak_during` tells it."""
+    """One call with a selector.
+
+    Attributes:
+        kept: bool [T], which visual tokens of all images stayed.
+        alone: the LLM of the same round, without selection, on as many tokens of text: the measured ideal; None where
+            nothing was dropped.
+        peak_bytes: as :func:`bench.harness.peak_during` tells it.
+    """
 
     round: int
     budget: float
     kept: Tensor
     prefill: Prefill
+    alone: Seconds | None
     peak_bytes: int | None
 
 
@@ -36,7 +40,7 @@ def samples(
     clock: Clock,
     known: Callable[[int, float], bool] = lambda number, budget: False,
 ) -> Iterator[Sample]:
-    """Call the model with its selector, once a round at each of ``budgets``.
+    """Call the model with its selector, once a round at each of ``budgets``; a call before the first does not count.
 
     Args:
         unpatched: the same call of the model without selector.
@@ -47,18 +51,31 @@ def samples(
     """
     with attach_selector(subject.model, subject.selector) as handle:
 
-        def call(budget: float) -> tuple[Tensor, Prefill, int | None]:
+        def call(budget: float) -> tuple[Tensor, Prefill, Seconds | None, int | None]:
             handle.budget = budget
             prefill, peak = peak_during(clock.device, lambda: timed_prefill(subject.model, subject.inputs, clock))
             selection = handle.last_selection[subject.request.modality]
             kept = _mask(selection.indices, sum(subject.lengths))
             _verify(subject, budget, kept, prefill, unpatched)
-            return kept, prefill, peak
+            if prefill.sequence_length == unpatched.sequence_length:
+                return kept, prefill, None, peak
+            return kept, prefill, timed_prefill(subject.model, _text(subject, prefill), clock).llm, peak
 
+        warm = {1.0}
         for number in range(1, rounds + 1):
             for budget in list(budgets)[:: 1 if number % 2 else -1]:
                 if not known(number, budget):
+                    if budget not in warm:  # shapes that no call had yet
+                        call(budget)
+                        warm.add(budget)
                     yield Sample(number, budget, *call(budget))
+
+
+def _text(subject: Subject, prefill: Prefill) -> dict[str, Tensor]:
+    """A prompt of text as long as that of ``prefill``."""
+    first = subject.inputs["input_ids"][:, :1]
+    ids = first.expand(-1, prefill.sequence_length).contiguous()
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _mask(indices: Tensor | None, tokens: int) -> Tensor:

@@ -1,5 +1,8 @@
 """Where the time of one prefill goes: ViT, selection, LLM."""
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +19,7 @@ class Prefill(NamedTuple):
     """One prefill, from pixels and prompt to the logits of the first new token.
 
     Attributes:
-        vit: the vision encoder with its merger.
+        vit: the vision encoder with its merger; 0 of a prompt without pixels.
         selection: all that is neither ViT nor LLM: scoring, Top-K, gather, the shorter prompt and its positions, and
             the embedding of the prompt, which a model without selection does as well.
         llm: the language model, its head on the last position, and the first new token.
@@ -35,6 +38,11 @@ class Prefill(NamedTuple):
     kv_cache_bytes: int
     logits: Tensor
     token: Tensor
+
+    def encoded_as(self, other: "Prefill") -> "Prefill":
+        """The times with the vision encoder of another call, where that of this one did not run."""
+        total = (one - own + theirs for one, own, theirs in zip(self.total, self.vit, other.vit, strict=True))
+        return self._replace(vit=other.vit, total=Seconds(*total))
 
 
 @torch.inference_mode()
@@ -63,7 +71,7 @@ def timed_prefill(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Cloc
         for hook in hooks:
             hook.remove()
 
-    vit = clock.between(marks["vit starts"], marks["vit ends"])
+    vit = clock.between(marks["vit starts"], marks["vit ends"]) if "vit starts" in marks else Seconds(0.0, 0.0)
     llm = clock.between(marks["llm starts"], marks["call ends"])
     total = clock.between(marks["call starts"], marks["call ends"])
     cache = output.past_key_values
@@ -77,6 +85,24 @@ def timed_prefill(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Cloc
         logits=output.logits[:, -1],
         token=token,
     )
+
+
+@contextlib.contextmanager
+def encoded_once(model: PreTrainedModel) -> Iterator[None]:
+    """From its second call on, in this context, the vision encoder returns what it made in the first."""
+    visual = model.model.visual
+    encode, made = visual.forward, []
+
+    def forward(*args: object, **kwargs: object) -> object:
+        if not made:
+            made.append(encode(*args, **kwargs))
+        return dataclasses.replace(made[0])  # callers put other tokens into it
+
+    visual.forward = forward
+    try:
+        yield
+    finally:
+        del visual.forward
 
 
 def write_trace(path: Path, model: PreTrainedModel, inputs: dict[str, Tensor], device: torch.device) -> None:

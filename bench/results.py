@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.harness import quantiles, read_records
+from bench.serve_load import PLAIN, by_case
 
 SECONDS = "s"
 # What tells cases apart that are measured one after the other, and does not distinguish what they measure.
@@ -128,8 +129,9 @@ def _ops(run: SuiteRun) -> Iterator[Series]:
 def _prefill(run: SuiteRun) -> Iterator[Series]:
     samples = sorted(run.of("sample"), key=lambda record: record["round"])
     for prompt in dict.fromkeys(record["prompt"] for record in samples):
-        for budget in sorted({record["budget"] for record in samples}, reverse=True):
-            chosen = [r for r in samples if r["budget"] == budget and r["prompt"] == prompt]
+        of_prompt = [record for record in samples if record["prompt"] == prompt]
+        for budget in sorted({record["budget"] for record in of_prompt}, reverse=True):
+            chosen = [record for record in of_prompt if record["budget"] == budget]
             case = f"{prompt}, budget {budget:.0%}"
             for stage in ("vit", "selection", "llm", "total"):
                 times = [record[f"{stage}_wall_s"] for record in chosen]
@@ -160,12 +162,30 @@ def _quality(run: SuiteRun) -> Iterator[Series]:
         yield Series(run.suite, case, record["method"], "share of answers", [record["accuracy"]])
 
 
+def _serve(run: SuiteRun) -> Iterator[Series]:
+    for (server, clients), rounds in by_case(run.records).items():
+        case = f"{clients} clients"
+        control = server == PLAIN
+        seconds = [load.seconds / len(load.replies) for load in rounds]
+        yield Series(run.suite, case, f"{server}: a request", SECONDS, seconds, control=control)
+        first = [load.percentile(50, "first_token_s") for load in rounds]
+        yield Series(run.suite, case, f"{server}: first token", SECONDS, first, control=control)
+        yield Series(run.suite, case, f"{server}: KV cache of a request", "tokens", [rounds[0].kv_tokens])
+
+
+def _families(run: SuiteRun) -> Iterator[Series]:
+    for record in run.of("cell"):
+        yield Series(run.suite, record["cell"], record["family"], "as promised", [float(record["as_promised"])])
+
+
 FORMS: dict[str, Callable[[SuiteRun], Iterator[Series]]] = {
     "ops": _ops,
     "prefill": _prefill,
     "traffic": _traffic,
     "compile": _compile,
+    "families": _families,
     "quality": _quality,
+    "serve": _serve,
 }
 COLUMNS = ("suite", "case", "provider", "unit", "q20", "q50", "q80", "samples", "missing")
 

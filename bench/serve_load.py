@@ -16,6 +16,7 @@ from PIL import Image
 from bench.serve_server import NAME
 
 ANSWER_LIMIT = 600
+PLAIN = "all tokens"  # what requests without selection are called
 QUESTION = "What is in this picture, and where?"
 
 
@@ -61,8 +62,18 @@ class Load(NamedTuple):
         return statistics.mean(reply.prompt_tokens + reply.new_tokens for reply in self.replies)
 
 
-def body(photo: Image.Image, new_tokens: int) -> dict[str, Any]:
-    """The body of a request about a photo."""
+def by_case(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int], list[Load]]:
+    """The rounds of every server and number of clients, from what the suite has written down."""
+    loads: dict[tuple[str, int], list[Load]] = {}
+    for record in records:
+        if record["record"] == "load":
+            replies = [Reply(**reply) for reply in record["replies"]]
+            loads.setdefault((record["server"], record["concurrency"]), []).append(Load(record["seconds"], replies))
+    return loads
+
+
+def body(photo: Image.Image, new_tokens: int, budget: float | None) -> dict[str, Any]:
+    """The body of a request about a photo; ``budget`` None: of all its visual tokens."""
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", quality=90)
     url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -76,6 +87,7 @@ def body(photo: Image.Image, new_tokens: int) -> dict[str, Any]:
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
+        **({} if budget is None else {"mm_processor_kwargs": {"budget": budget}}),
     }
 
 

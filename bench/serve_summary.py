@@ -10,14 +10,18 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from bench.figures import FAINT, INK, MUTED, STYLE
-from bench.serve_load import Load
+from bench.serve_load import PLAIN, Load
 
-PLAIN, SELECTING = "all tokens", "selection"
-COLORS = {PLAIN: "#9aa5b1", SELECTING: "#2563eb"}
+COLORS = ("#9aa5b1", "#2563eb", "#d9480f", "#0f766e")
+
+
+def name_of(budget: float) -> str:
+    """What requests at a budget are called."""
+    return f"budget {budget:.0%}"
 
 
 class Row(NamedTuple):
-    """One server at one number of clients.
+    """Requests at one budget from one number of clients.
 
     Attributes:
         requests_per_second: median of the rounds.
@@ -47,64 +51,65 @@ def summarise(loads: Mapping[tuple[str, int], Sequence[Load]]) -> list[Row]:
     return rows
 
 
-def speedups(rows: Sequence[Row]) -> dict[int, float]:
-    """Requests per second with selection over those without, by number of clients."""
-    by_case = {(row.server, row.concurrency): row.requests_per_second for row in rows}
-    return {count: rate / by_case[PLAIN, count] for (server, count), rate in by_case.items() if server == SELECTING}
+def speedups(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
+    """Requests per second with selection over those without, by name of the budget and number of clients."""
+    rates = {(row.server, row.concurrency): row.requests_per_second for row in rows}
+    return {key: rate / rates[PLAIN, key[1]] for key, rate in rates.items() if key[0] != PLAIN}
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
-    """The numbers of clients at which selection serves fewer requests a second."""
+    """The budgets and numbers of clients at which selection serves fewer requests a second."""
     return [
-        f"at concurrency {count} selection serves {ratio:.2f}x the requests a second, expected 1x at least"
-        for count, ratio in speedups(rows).items()
+        f"at concurrency {count} {server} serves {ratio:.2f}x the requests a second, expected 1x at least"
+        for (server, count), ratio in speedups(rows).items()
         if ratio < 1
     ]
 
 
-def table(rows: Sequence[Row], budget: float) -> Table:
-    shown = Table("clients", "server", "requests/s", "", "first token", "p95", "answer", "p95", "KV tokens", box=None)
+def table(rows: Sequence[Row]) -> Table:
+    shown = Table("clients", "", "requests/s", "", "first token", "p95", "answer", "p95", "KV tokens", box=None)
     for column in shown.columns[2:]:
         column.justify = "right"
     gains = speedups(rows)
     for row in sorted(rows, key=lambda row: row.concurrency):
-        chosen = row.server == SELECTING
+        plain = row.server == PLAIN
         shown.add_row(
-            "" if chosen else str(row.concurrency),
-            f"budget {budget:g}" if chosen else row.server,
+            str(row.concurrency) if plain else "",
+            row.server,
             f"{row.requests_per_second:.2f}",
-            f"{gains[row.concurrency]:.2f}x" if chosen else "",
+            "" if plain else f"{gains[row.server, row.concurrency]:.2f}x",
             *(f"{seconds:.2f} s" for seconds in row[3:7]),
             f"{row.kv_tokens:.0f}",
-            style="bold" if chosen else "",
+            style="" if plain else "bold",
         )
     return shown
 
 
-def draw(path: Path, rows: Sequence[Row], budget: float, notes: Sequence[str]) -> None:
+def draw(path: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
     """Write the chart: requests per second, and time to the first token, by number of clients."""
     counts = sorted({row.concurrency for row in rows})
+    names = list(dict.fromkeys(row.server for row in rows))
     gains = speedups(rows)
+    width = 0.8 / len(names)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 5.4), dpi=160)
         rate, first, answer = figure.subplots(1, 3)
         figure.subplots_adjust(0.05, 0.13, 0.98, 0.7, wspace=0.2)
-        for side, server in ((-0.2, PLAIN), (0.2, SELECTING)):
-            name = server if server == PLAIN else f"budget {budget:g}"
+        for number, (server, color) in enumerate(zip(names, COLORS, strict=False)):
             of_server: dict[int, Any] = {row.concurrency: row for row in rows if row.server == server}
-            places = [index + side for index in range(len(counts))]
+            places = [index + width * (number - (len(names) - 1) / 2) for index in range(len(counts))]
             rates = [of_server[count].requests_per_second for count in counts]
-            rate.bar(places, rates, 0.38, color=COLORS[server], label=name)
+            rate.bar(places, rates, 0.95 * width, color=color, label=server)
             for axes, what in ((first, "first"), (answer, "answer")):
                 medians = [getattr(of_server[count], f"{what}_p50_s") for count in counts]
                 tails = [
                     getattr(of_server[count], f"{what}_p95_s") - p50 for count, p50 in zip(counts, medians, strict=True)
                 ]
-                axes.bar(places, medians, 0.38, color=COLORS[server])
+                axes.bar(places, medians, 0.95 * width, color=color)
                 axes.errorbar(places, medians, [[0] * len(counts), tails], fmt="none", ecolor=INK, capsize=4)
-            if server == SELECTING:
+            if server != PLAIN:
                 for count, place, height in zip(counts, places, rates, strict=True):
-                    label = f"{gains[count]:.2f}x"
+                    label = f"{gains[server, count]:.2f}x"
                     rate.annotate(label, (place, height), (0, 4), textcoords="offset points", ha="center", color=INK)
         titles = ("requests per second", "seconds to the first token, and p95", "seconds to the last token, and p95")
         for axes, title in zip((rate, first, answer), titles, strict=True):
@@ -114,11 +119,9 @@ def draw(path: Path, rows: Sequence[Row], budget: float, notes: Sequence[str]) -
             axes.set_axisbelow(True)
             axes.grid(axis="y", color=FAINT)
         rate.legend(frameon=False, loc="upper left")
-        low, high = min(gains.values()), max(gains.values())
-        figure.text(
-            0.03, 0.92, f"{low:.1f}x to {high:.1f}x the requests with {budget:.0%} of the visual tokens",
-            fontsize=16, fontweight="bold",
-        )  # fmt: skip
+        of_last = [gain for (server, _), gain in gains.items() if server == names[-1]]
+        title = f"{min(of_last):.1f}x to {max(of_last):.1f}x the requests with {names[-1]} of the visual tokens"
+        figure.text(0.03, 0.92, title.replace("budget ", ""), fontsize=16, fontweight="bold")
         for row, note in enumerate(notes):
             figure.text(0.03, 0.865 - 0.04 * row, note, fontsize=10, color=MUTED)
         figure.savefig(path)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench import __main__ as bench
 from bench import harness
-from bench.prefill_summary import STAGES, failures, summarise
+from bench.prefill_summary import STAGES, failures, share_failures, summarise
 from bench.suites import prefill
 
 CPU = torch.device("cpu")
@@ -72,8 +72,8 @@ def test_peak_memory_is_that_of_this_process():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--budgets 0", "argument --budgets: got '0', expected numbers in (0, 1]"),
-        ("--budgets 0.5 nan", "argument --budgets: got 'nan', expected numbers in (0, 1]"),
+        ("--budgets 0", "argument --budgets: got '0', expected a number in (0, 1]"),
+        ("--budgets 0.5 nan", "argument --budgets: got 'nan', expected a number in (0, 1]"),
         ("--budgets 0.5 --check", "argument --check: it looks at budget 0.2, which is not among --budgets"),
         ("--rounds 0", "argument --rounds: got '0', expected an integer >= 1"),
         ("--image nosuch.jpg", "argument --image: no such file: nosuch.jpg"),
@@ -173,17 +173,17 @@ def test_a_wrong_result_gives_no_times(tiny, tmp_path, monkeypatch, capsys):
 def test_an_interrupted_run_keeps_what_was_measured(tiny, tmp_path, monkeypatch, capsys):
     from bench import prefill_run
 
-    calls = iter(range(4))
+    calls = iter(range(10))
 
     def interrupted(*arguments):
-        if next(calls) == 3:
+        if next(calls) == 9:
             raise KeyboardInterrupt
         return original(*arguments)
 
     original = prefill_run.timed_prefill
     monkeypatch.setattr(prefill_run, "timed_prefill", interrupted)
     assert tiny() == 130
-    assert "interrupted; what was measured is in" in capsys.readouterr().err
+    assert "interrupted; the same command goes on after what was measured" in capsys.readouterr().err
     assert [record.get("budget") for record in _records(tmp_path)] == [None, None, 1.0, 0.5, 0.3]
 
 
@@ -191,7 +191,7 @@ def test_an_interrupted_run_is_taken_up(tiny, tmp_path, monkeypatch, capsys):
     from bench import prefill_run
 
     def interrupted(*arguments):
-        if len(calls) == 4:
+        if len(calls) == 11:
             raise KeyboardInterrupt
         calls.append(arguments)
         return original(*arguments)
@@ -234,6 +234,26 @@ def test_prompts_of_other_kinds(tiny, tmp_path, options, modality, lengths):
     with gzip.open(tmp_path / f"trace-{sum(lengths)}-50.json.gz") as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
     assert {"prefill", "ViT", "LLM"} <= names
+
+
+def test_long_prompts_have_one_round_in_which_the_vit_runs_once(tiny, tmp_path, capsys):
+    assert tiny("--rounds", "2", "--budgets", "0.5", "0.2", "--long", "100") == 0
+    samples = [record for record in _records(tmp_path) if record["record"] == "sample"]
+    of_long = [sample for sample in samples if sample["prompt"] == "100 visual tokens"]
+    assert len(samples) - len(of_long) == 6 and [sample["budget"] for sample in of_long] == [1.0, 0.2]
+    (unpatched,) = (r for r in _records(tmp_path) if r["record"] == "unpatched" and r["prompt"] == "100 visual tokens")
+    for sample in of_long:
+        assert sample["vit_wall_s"] == unpatched["vit_wall_s"]
+        assert sample["total_wall_s"] == pytest.approx(sum(sample[f"{s}_wall_s"] for s in STAGES[:3]))
+    assert all((sample["budget"] < 1) == ("alone_wall_s" in sample) for sample in samples)
+    assert "of as many tokens of text" in capsys.readouterr().out
+
+
+def test_a_long_prompt_is_checked_for_its_selection_alone():
+    samples = [_sample(1.0, 1050, llm=5.25, selection=0.005), _sample(0.2, 250, llm=4.0, selection=0.1)]
+    (sentence,) = share_failures(summarise(samples))
+    assert sentence == "at budget 20% selection takes 2.50% of the LLM prefill, expected at most 0.5%"
+    assert len(failures(summarise(samples))) == 3
 
 
 def test_a_video_of_one_still_picture_is_that_picture():
@@ -324,7 +344,7 @@ def test_a_run_whose_rounds_differ_too_much_is_not_judged():
 def test_check_fails_a_run_that_misses_a_target(tiny, monkeypatch, capsys):
     monkeypatch.setattr(prefill, "failures", lambda rows: [f"{len(rows)} budgets are too slow"])
     assert tiny("--rounds", "1", "--budgets", "0.2", "--check") == 1
-    assert "python -m bench prefill: check failed: 2 budgets are too slow" in capsys.readouterr().err
+    assert "python -m bench prefill: missed target: 64 visual tokens: 2 budgets are too slow" in capsys.readouterr().err
 
 
 def _records(directory) -> list[dict]:

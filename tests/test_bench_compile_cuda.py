@@ -9,7 +9,7 @@ from bench.ptxas import Resources
 
 @pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: CUDA_HOME, the path, /usr/local/cuda")
 def test_no_spills_and_the_planned_occupancy() -> None:
-    found = compile_cuda.rows()
+    found = [row for _, rows in compile_cuda.compiled(compile_cuda.jobs()) for row in rows]
     kernels = {row.kernel for row in found}
     assert len(kernels) == 19 and "straight_through_rows<BFloat16, gather, scores and tokens>" in kernels
     assert {(row.kernel, row.arch) for row in found} == {

@@ -310,7 +310,7 @@ def test_an_interrupted_run_keeps_what_was_measured(tiny, tmp_path, monkeypatch,
 
     monkeypatch.setattr(ops, "measure", interrupted)
     assert tiny() == 130
-    assert "interrupted; what was measured is in" in capsys.readouterr().err
+    assert "interrupted; the same command goes on after what was measured" in capsys.readouterr().err
     assert {record.get("operator") for record in _records(tmp_path)} == {None, "importance_scores"}
 
 

@@ -1,5 +1,6 @@
 """The report of results, and the run of all suites."""
 
+import importlib.util
 import re
 from html.parser import HTMLParser
 
@@ -81,10 +82,18 @@ def _quality(recorder):
             recorder.write("row", task="tiles", method=method, budget=budget, accuracy=accuracy, error=0.01)
 
 
+def _serve(recorder):
+    for server, seconds in (("all tokens", 4.0), ("budget 20%", 2.0)):
+        for clients in (1, 4):
+            reply = {"first_token_s": 0.5, "total_s": 1.0, "prompt_tokens": 100, "new_tokens": 16}
+            recorder.write("load", server=server, concurrency=clients, round=1, seconds=seconds, replies=[reply] * 4)
+
+
 SUITES = {
     "ops": (_ops, {}), "scaling": (_scaling, {}), "train": (_train, {"visual_tokens": 64}),
     "prefill": (_prefill, {"model": "a model", "dtype": "float32"}), "traffic": (_traffic, {}),
     "quality": (_quality, {"pictures": 50}),
+    "serve": (_serve, {"vllm": "0.33", "visual_tokens": 576, "new_tokens": 16}),
 }  # fmt: skip
 
 
@@ -126,7 +135,7 @@ def test_a_report_is_one_page_with_every_chart_in_two_widths(results, capsys):
     page.feed(text)
     assert page.open == []
     charts = {path.stem for path in (results / "charts").glob("*.svg")}
-    assert charts == {"faster", "roofline", "scaling", "memory", "train", "prefill", "gpu", "quality"}
+    assert charts == {"faster", "roofline", "scaling", "memory", "train", "prefill", "gpu", "quality", "serve"}
     assert page.tags.count("svg") == 2 * len(charts)
     assert all(link.startswith("#") for link in page.links), "the page must not need anything from elsewhere"
     assert "url(http" not in text and "@import" not in text
@@ -145,7 +154,10 @@ def test_a_report_is_one_page_with_every_chart_in_two_widths(results, capsys):
 
 def test_a_report_of_one_suite_says_what_is_lacking(results, capsys):
     assert report.main([str(results / "train")]) == 0
-    assert "not run" in (results / "train" / "report.html").read_text()
+    text = (results / "train" / "report.html").read_text()
+    assert "not measured here: not run" in text
+    if importlib.util.find_spec("vllm") is None:
+        assert "A server under load</h2><p>not measured here: vllm is not installed" in text
 
 
 def test_without_results_there_is_no_report(tmp_path, capsys):

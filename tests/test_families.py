@@ -346,17 +346,17 @@ def test_the_family_that_was_registered_last_serves_its_class(llava: checks.Subj
 
 def test_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--family", "LLaVA", "--family", "GLM-4V", "--cell", "image batch", "--cell", "image and video"]
-    assert suite.main([*options, "--check", "--out", str(tmp_path / "matrix.md")]) == 0
-    table = (tmp_path / "matrix.md").read_text()
+    assert suite.main([*options, "--check", "--out", str(tmp_path)]) == 0
+    table = (tmp_path / "cells.md").read_text()
     assert "| LLaVA | ok | (1) |" in table and "(1) no video" in table
     assert "| GLM-4V | ok | (2) |" in table and "(2) not in transformers: videos have the placeholder" in table
     assert "(2) not in transformers" in capsys.readouterr().out
     monkeypatch.setitem(suite.CELLS, "image batch", fail)
     monkeypatch.setitem(suite.ALONE, "image and video", lambda subject: None)
-    assert suite.main([*options, "--check"]) == 1
-    output = capsys.readouterr().out
-    assert "not as promised: LLaVA, image batch: AssertionError: wrong" in output
-    assert "not as promised: GLM-4V, image and video" in output
+    assert suite.main([*options, "--check", "--out", str(tmp_path)]) == 1
+    output = capsys.readouterr().err
+    assert "missed target: LLaVA, image batch: AssertionError: wrong" in output
+    assert "missed target: GLM-4V, image and video: the model alone can do it" in output
 
 
 def test_the_matrix_of_the_docs_is_the_one_that_is_checked() -> None:

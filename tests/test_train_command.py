@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_models import EOS, HIDDEN_SIZE, IMAGE, PAD, qwen2_5_vl
+from tiny_models import HIDDEN_SIZE, IMAGE, PAD, qwen2_5_vl
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
 
+from bench.tiny_families import EOS
 from vs_kernels import VisionTokenSelector, cli
 from vs_kernels.training.config import read_config
 from vs_kernels.training.data import Collator, Conversations

@@ -12,35 +12,16 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-HIDDEN_SIZE = 64
-PAD, BOS, EOS = 0, 1, 2
-IMAGE, VIDEO, VISION_START, VISION_END = 90, 91, 92, 93
+from bench.tiny_families import END, HIDDEN_SIZE, IMAGE, MROPE, PAD, QWEN_IDS, START, TEXT, VIDEO
+
 PATCH_FEATURES = 3 * 2 * 14 * 14
 MERGE = 2
-
-TEXT_CONFIG: dict[str, Any] = {
-    "vocab_size": 100,
-    "hidden_size": HIDDEN_SIZE,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4},
-    "pad_token_id": PAD,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-}
-TOKEN_IDS = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
-    "vision_start_token_id": VISION_START,
-    "vision_end_token_id": VISION_END,
-}
+TEXT_CONFIG: dict[str, Any] = TEXT | {"rope_parameters": MROPE}
 
 
 def qwen2_vl(attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": HIDDEN_SIZE, "num_heads": 2, "mlp_ratio": 2}
-    config = Qwen2VLConfig(text_config=TEXT_CONFIG, vision_config=vision, **TOKEN_IDS)
+    config = Qwen2VLConfig(text_config=TEXT_CONFIG, vision_config=vision, **QWEN_IDS)
     return _build(Qwen2VLForConditionalGeneration, config, attention, seed)
 
 
@@ -54,7 +35,7 @@ def qwen2_5_vl(attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
         "fullatt_block_indexes": [1],
         "window_size": 112,
     }
-    config = Qwen2_5_VLConfig(text_config=TEXT_CONFIG, vision_config=vision, **TOKEN_IDS)
+    config = Qwen2_5_VLConfig(text_config=TEXT_CONFIG, vision_config=vision, **QWEN_IDS)
     return _build(Qwen2_5_VLForConditionalGeneration, config, attention, seed)
 
 
@@ -89,7 +70,7 @@ def prompt(*rows: list[Any], side: str = "left", seed: int = 0) -> dict[str, Ten
                 modality, t, h, w = segment
                 grids[modality].append([t, h * MERGE, w * MERGE])
                 placeholder = IMAGE if modality == "image" else VIDEO
-                tokens += [VISION_START, *[placeholder] * (t * h * w), VISION_END]
+                tokens += [START, *[placeholder] * (t * h * w), END]
         ids.append(tokens)
     length = max(map(len, ids))
     padding = [[PAD] * (length - len(row)) for row in ids]

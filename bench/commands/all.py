@@ -20,18 +20,16 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "scaling": ("--quick --out {out}", "--out {out}"),
     "memory": ("--quick --out {out}", "--out {out}"),
     "train": ("--quick --out {out}", "--out {out}"),
-    "prefill": ("--rounds 2 --out {out}", "--rounds 6 --out {out}"),
+    "prefill": ("--rounds 2 --out {out}", "--rounds 8 --long 2048 4096 8192 16384 --out {out}"),
     "traffic": ("--out {out}", "--lengths 1024 16384 --out {out}"),
     "compile": ("--archs sm_90 --out {out}", "--out {out}"),
-    "families": (
-        "--family Qwen2.5-VL --family LLaVA --records {out}/cells.jsonl",
-        "--records {out}/cells.jsonl",
-    ),
-    "serve": ("--rounds 1 --out {out}", "--out {out}"),
+    "families": ("--family Qwen2.5-VL --family LLaVA --out {out}", "--out {out}"),
+    "serve": ("--rounds 1 --out {out}", "--budgets 0.5 0.2 --rounds 6 --out {out}"),
     "shapes": ("--quick --out {out}", "--out {out}"),
     "quality": ("--tasks tiles --pictures 200 --out {out}", "--out {out}"),
 }
-NEEDS = {"serve": "vllm"}  # packages that this project's environment lacks
+# Packages that this project's environment lacks, and where else the suite can be run.
+NEEDS = {"serve": ("vllm", "make test-vllm; .venv-vllm/bin/python -m bench serve")}
 OTHERS = ("--quick --out {out}", "--out {out}")
 
 
@@ -50,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
             if recorder.find("done", name=suite):
                 print(f"{suite}: done before the interruption")
                 continue
-            if suite in NEEDS and importlib.util.find_spec(NEEDS[suite]) is None:
-                print(f"{suite}: not run: {NEEDS[suite]} is not installed")
+            if reason := lacks(suite):
+                print(f"{suite}: not run: {reason}")
                 continue
             print(f"\n{suite}\n{'=' * len(suite)}", flush=True)
             started = time.perf_counter()
@@ -73,6 +71,14 @@ def main(argv: Sequence[str]) -> int:
     if failed:
         print(f"{PROGRAM}: failed: {', '.join(failed)}; the report lacks them", file=sys.stderr)
     return max(bench("report", str(args.out.resolve())), int(bool(failed)))
+
+
+def lacks(suite: str) -> str:
+    """Why a suite cannot run in this environment, and where it can; empty where it can."""
+    package, elsewhere = NEEDS.get(suite, ("", ""))
+    if not package or importlib.util.find_spec(package) is not None:
+        return ""
+    return f"{package} is not installed here; an environment that has it: {elsewhere}"
 
 
 def bench(*arguments: str) -> int:

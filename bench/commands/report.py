@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.__main__ import described
+from bench.commands.all import lacks
 from bench.harness import Arguments
 from bench.results import SuiteRun, load, write_csv
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
         runs = {run.suite: run for run in load(args.results)}
     except ValueError as error:
         parser.error(str(error))
-    order = ["ops", "prefill", "scaling", "memory", "train", "quality", "traffic"]
+    order = ["ops", "prefill", "scaling", "memory", "train", "quality", "serve", "traffic"]
     runs = dict(sorted(runs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
     import matplotlib
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
         "scaling": (draw.scaling, draw.memory),
         "train": (draw.train,),
         "quality": (draw.quality,),
+        "serve": (draw.serve,),
         "traffic": (draw.traffic,),
     }.items():
         made += [make(runs[suite]) for make in makers if suite in runs]
@@ -56,4 +58,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _lacking(runs: dict[str, SuiteRun]) -> dict[str, str]:
-    return {suite: "not run" for suite in described("suites") if suite not in runs}
+    missing = [suite for suite in described("suites") if suite not in runs]
+    return {suite: f"not measured here: {lacks(suite) or 'not run'}" for suite in missing}

@@ -1,7 +1,7 @@
 """How many answers are right after a selection, for every method and budget."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,17 +46,26 @@ def evaluate(
     methods: Mapping[str, Sequence[Method]],
     budgets: Sequence[float] = BUDGETS,
     at: Mapping[str, Sequence[float]] | None = None,
+    known: Callable[[str, float], Row | None] = lambda method, budget: None,
 ) -> Iterator[Row]:
     """The rows of a task: all tokens, every method, each with one function a seed, and downsampling.
 
     Args:
         at: by method, the only budgets to evaluate it at.
+        known: the row of a method and budget that was evaluated before, and is yielded as it was.
     """
-    shares = correct_answers(backbone, task.side, features.tokens, None, features.batch)
-    yield _row(task, ALL, 1.0, features.tokens.shape[1], [shares], [None])
+
+    def all_tokens() -> Row:
+        shares = correct_answers(backbone, task.side, features.tokens, None, features.batch)
+        return _row(task, ALL, 1.0, features.tokens.shape[1], [shares], [None])
+
+    yield known(ALL, 1.0) or all_tokens()
     for budget in budgets:
         for name, functions in methods.items():
             if at is not None and budget not in at.get(name, budgets):
+                continue
+            if row := known(name, budget):
+                yield row
                 continue
             outcomes, recalls = [], []
             for choose in functions:
@@ -66,7 +75,9 @@ def evaluate(
                 recalls.append(recall(features.batch.relevant, indices))
             yield _row(task, name, budget, indices.shape[1], outcomes, recalls)
         side = math.isqrt(SelectionPlan.from_budget([task.side**2], budget).total_kept)
-        yield _row(task, DOWNSAMPLING, budget, side**2, [_downsampled(backbone, task, features, side)], [None])
+        yield known(DOWNSAMPLING, budget) or _row(
+            task, DOWNSAMPLING, budget, side**2, [_downsampled(backbone, task, features, side)], [None]
+        )
 
 
 def recall(relevant: Tensor, indices: Tensor) -> float:

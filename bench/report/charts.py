@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.figures import FAINT, INK, MUTED
@@ -10,8 +11,25 @@ from bench.points import text
 from bench.report.canvas import FOURTH, OURS, THEIRS, THIRD, WHITE, Chart, canvas, logarithmic
 from bench.results import SuiteRun, merged_points
 from bench.scaling_fit import fit
+from bench.serve_load import PLAIN, by_case
+from bench.serve_summary import summarise as summarise_serving
 
 COLOR_OF = {"vs_kernels": OURS, "collapsed, eager": THIRD, "published": THEIRS}
+
+
+def bars(axes: Axes, names: Sequence[str], values: Sequence[float], texts: Sequence[str], **style: Any) -> None:
+    """Bars from the left, each with its text, and nothing else."""
+    axes.barh(range(len(names)), values, height=0.6, **style)
+    for place, (value, label) in enumerate(zip(values, texts, strict=True)):
+        axes.annotate(
+            label, (value, place), (5, 0), textcoords="offset points", va="center", color=INK, fontweight="bold",
+            fontsize=8.5,
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xlim(0, max(values) * 1.3)
 
 
 def ops_rows(run: SuiteRun) -> list[dict[str, Any]]:
@@ -88,7 +106,7 @@ def roofline(run: SuiteRun) -> Chart | None:
         logarithmic(axes.xaxis, lambda value: f"{value:g}")
         logarithmic(axes.yaxis, lambda value: f"{value / 1e9:g}")
         axes.set_xlim(low, high)
-        axes.set_ylim(min(y for _, y in ours) / 4, rate * 3)
+        axes.set_ylim(min(y for _, y in ours) / 4, rate * 1.8)
         style = {"color": INK, "fontsize": 8.5, "textcoords": "offset points"}
         axes.annotate(f"{rate / 1e9:,.0f} Gflop/s, matrix product", (ridge, rate), (0, 6), ha="left", **style)
         axes.annotate(
@@ -191,17 +209,8 @@ def train(run: SuiteRun) -> Chart | None:
         ):
             values = [found[name][what] for name in names]
             colors = [THEIRS if name.startswith("published") else OURS for name in names]
-            axes.barh(range(len(names)), values, color=colors, height=0.6)
-            for place, value in enumerate(values):
-                axes.annotate(
-                    text(value, unit), (value, place), (5, 0), textcoords="offset points", va="center", color=INK,
-                    fontweight="bold", fontsize=9,
-                )  # fmt: skip
-            axes.set_yticks(range(len(names)), names if narrow or not number else [""] * len(names), fontsize=8.5)
-            axes.set_xticks([])
-            axes.grid(visible=False)
-            axes.spines["bottom"].set_visible(False)
-            axes.set_xlim(0, max(values) * 1.3)
+            shown = names if narrow or not number else [""] * len(names)
+            bars(axes, shown, values, [text(value, unit) for value in values], color=colors)
             axes.set_title(label, loc="left", fontsize=9.5, color=MUTED)
         return figure
 
@@ -259,28 +268,49 @@ def traffic(run: SuiteRun) -> Chart | None:
         figure, (axes,) = canvas(narrow, 0.3 * len(first) + 0.6)
         names = [row["call"].replace("straight_through", "st" if narrow else "straight_through") for row in first][::-1]
         values = [row["h100_seconds_computed"] * 1e6 for row in first][::-1]
-        axes.barh(range(len(names)), values, facecolor=WHITE, edgecolor=OURS, hatch="////", height=0.6, linewidth=1)
-        for place, value in enumerate(values):
-            axes.annotate(
-                f"{value:.1f} µs",
-                (value, place),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-                color=INK,
-                fontsize=8.5,
-            )
-        axes.set_yticks(range(len(names)), names, fontsize=7.5 if narrow else 8.5)
-        axes.set_xticks([])
-        axes.grid(visible=False)
-        axes.spines["bottom"].set_visible(False)
-        axes.set_xlim(0, max(values) * 1.25)
+        texts = [f"{value:.1f} µs" for value in values]
+        bars(axes, names, values, texts, facecolor=WHITE, edgecolor=OURS, hatch="////", linewidth=1)
         return figure
 
     return Chart(
         "gpu", "On an H100: not measured here, computed",
         f"{first[0]['shape']}, bfloat16. Launches and bytes were counted in Triton's interpreter; the time is the "
         "larger of all bytes over 3.35 TB/s and 3 µs a launch. It is a floor, not a measurement.", draw,
+    )  # fmt: skip
+
+
+def serve(run: SuiteRun) -> Chart | None:
+    rows = summarise_serving(by_case(run.records))
+    if not rows:
+        return None
+    names = list(dict.fromkeys(row.server for row in rows))
+
+    def draw(narrow: bool) -> Figure:
+        figure, (rate, cache) = canvas(narrow, 3.0 if narrow else 3.4, 2)
+        counts = sorted({row.concurrency for row in rows})
+        for name, color in zip(names, (THEIRS, OURS, THIRD, FOURTH), strict=False):
+            line = sorted((row for row in rows if row.server == name), key=lambda row: row.concurrency)
+            clients = [row.concurrency for row in line]
+            rate.plot(
+                clients, [row.requests_per_second for row in line], color=color, linewidth=2, marker="o", markersize=5,
+                label=name,
+            )  # fmt: skip
+        logarithmic(rate.xaxis, lambda value: f"{value:g}", list(counts))
+        rate.set_ylim(0)
+        rate.set_xlabel("clients at once")
+        rate.set_title("requests a second", loc="left", fontsize=9.5, color=MUTED)
+        rate.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor=INK)
+        tokens = {row.server: row.kv_tokens for row in rows}
+        values = [tokens[name] for name in names[::-1]]
+        colors = [THEIRS if name == PLAIN else OURS for name in names[::-1]]
+        bars(cache, names[::-1], values, [f"{value:,.0f}" for value in values], color=colors)
+        cache.set_title("tokens in the KV cache per request", loc="left", fontsize=9.5, color=MUTED)
+        return figure
+
+    return Chart(
+        "serve", "A vLLM server under load, by retention budget",
+        f"vLLM {run.facts['vllm']}, a small random model, {run.facts['visual_tokens']:,} visual tokens and "
+        f"{run.facts['new_tokens']} new ones a request; medians of interleaved rounds.", draw,
     )  # fmt: skip
 
 
@@ -306,7 +336,8 @@ def quality(run: SuiteRun) -> Chart | None:
         axes.set_ylim(0, 1.03)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("retention budget")
-        axes.legend(loc="lower left", frameon=False, fontsize=8.5, labelcolor=INK)
+        columns = 3 if narrow else len(colors)
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK)
         return figure
 
     return Chart(

@@ -39,7 +39,10 @@ def _prefill(run: SuiteRun) -> Iterator[Tile]:
     from bench.prefill_summary import CHECKED_BUDGET, summarise
 
     samples = run.of("sample")
-    rows = [] if not samples else summarise([s for s in samples if s["prompt"] == samples[0]["prompt"]])
+    by_prompt = {sample["prompt"]: [] for sample in samples}
+    for sample in samples:
+        by_prompt[sample["prompt"]].append(sample)
+    rows, *others = [summarise(of_prompt) for of_prompt in by_prompt.values()] or [[]]
     for row in rows:
         if row.budget == CHECKED_BUDGET:
             share = f"{row.llm_speedup / row.llm_ideal:.0%} of the ideal {row.llm_ideal:.2f}x"
@@ -47,6 +50,13 @@ def _prefill(run: SuiteRun) -> Iterator[Tile]:
             detail = (
                 f"{row.wall['selection'] * 1e6:,.0f} µs, {row.visual_tokens} tokens kept of {rows[0].visual_tokens:,}"
             )
+            shares = [
+                f"{other.selection_share:.2%} of {other_rows[0].visual_tokens:,}"
+                for other_rows in others
+                for other in other_rows
+                if other.budget == CHECKED_BUDGET
+            ]
+            detail = "; ".join([detail, *shares])
             yield Tile(f"{row.selection_share:.2%}", "of the LLM prefill is selection", detail)
 
 

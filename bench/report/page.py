@@ -36,6 +36,7 @@ details { margin: 10px 0; border-top: 1px solid var(--faint); padding-top: 10px;
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; width: 100%; }
 th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--faint); vertical-align: top; }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th.number { white-space: normal; }
 pre { background: var(--card); border-radius: 8px; padding: 12px 14px; overflow-x: auto; font-size: 13px; }
 """
 
@@ -60,6 +61,8 @@ def page(runs: Mapping[str, SuiteRun], charts: Sequence[Chart], lacking: Mapping
     for chart in charts:
         body.append(f"<h2>{_text(chart.title)}</h2><figure>{inline_svg(chart, False)}{inline_svg(chart, True)}")
         body.append(f"<figcaption>{_text(chart.caption)}</figcaption></figure>")
+    if "serve" in lacking:
+        body.append(f"<h2>A server under load</h2><p>{_text(lacking['serve'])}.</p>")
     body.append(_gpu_note(runs))
     body += ["<h2>Every number</h2>", *(_numbers(run) for run in runs.values()), _missing(runs, lacking)]
     body += ["<h2>Machine, versions, commands</h2>", _facts(runs), _commands()]
@@ -156,8 +159,9 @@ def _facts(runs: Mapping[str, SuiteRun]) -> str:
 
 def _commands() -> str:
     return (
-        "<p>The same on your machine, from a checkout:</p><pre>make bench       # ten minutes, then this page\n"
-        "make bench-full  # every size and repetition\npython -m bench compare bench/results out</pre>"
+        "<p>The same on your machine, from a checkout:</p><pre># ten minutes, then this page\nmake bench\n"
+        "# every size and repetition\nmake bench-full\n"
+        "# which changes are beyond noise\npython -m bench compare bench/results out</pre>"
     )
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from bench.command_line import ending, exit_codes
 from bench.harness import Arguments, Recorder, environment
 from bench.results import load, write_csv
 
@@ -33,42 +34,52 @@ ROW_BYTES = 16
 REGISTERS, PLANNED_THREADS = {"sm": 65536, "gfx": 131072}, 384
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str]) -> int:
     """Run the suite.
 
     Returns:
         Exit code: 0; 1 with ``--check`` where a kernel spills, reads rows in less than 16 bytes, or takes more
-        registers than the planned occupancy allows.
+        registers than the planned occupancy allows; 130 interrupted.
     """
     args = _parser().parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
     missed: list[str] = []
     facts = {"suite": "compile", **environment(torch.device("cpu")), "archs": args.archs}
-    with Recorder(args.out / "compile.jsonl") as recorder, console.status("") as status:
-        recorder.write("run", **facts)
+    records = args.out / "compile.jsonl"
+    with Recorder(records, facts) as recorder, console.status("") as status:
+        if recorder.resumed:
+            console.print(f"resumed  {recorder.resumed}")
         for arch in args.archs:
             console.print(_triton_table(arch, recorder, status, missed))
         status.update("the CUDA library")
         console.print(_cuda_table(recorder, missed))
         recorder.finish()
-    write_csv(args.out / "compile.csv", load(args.out / "compile.jsonl"))
+    write_csv(args.out / "compile.csv", load(records))
     console.print(
         "Largest over all shapes, dtypes and variants of each kernel; registers and spills of a thread.", style="dim"
     )
-    for sentence in missed:
-        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
-    return 1 if missed and args.check else 0
+    return ending(PROGRAM, console, (records, args.out / "compile.csv"), missed, args.check)
 
 
 def _cuda_table(recorder: Recorder, missed: list[str]) -> Table | str:
     """The kernels of csrc/cuda, or why they are not shown."""
     from bench import compile_cuda
+    from bench.ptxas import Resources
 
+    jobs = compile_cuda.jobs()
+    left = [job for job in jobs if not recorder.find("compiled", job=job)]
     try:
-        rows = compile_cuda.rows()
+        for job, found in compile_cuda.compiled(left):
+            for row in found:
+                recorder.write("compile", job=job, **row._asdict())
+            recorder.write("compiled", job=job)
     except RuntimeError as error:
         return f"csrc/cuda: not compiled: {error}"
+    # Of a source that was cut off between two kernels and compiled again, the second counts.
+    last = {(r["kernel"], r["arch"]): r for r in recorder.records if r["record"] == "compile" and r.get("job")}
+    rows = [Resources(**{name: record[name] for name in Resources._fields}) for record in last.values()]
     missed += compile_cuda.problems(rows)
     table = Table(
         "kernel", "architecture", "registers", "spill bytes", "stack bytes", "shared bytes", title="csrc/cuda"
@@ -76,14 +87,13 @@ def _cuda_table(recorder: Recorder, missed: list[str]) -> Table | str:
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
-        recorder.write("compile", **row._asdict())
         table.add_row(row.kernel, row.arch, *map(str, row[2:]))
     return table
 
 
 def _triton_table(arch: str, recorder: Recorder, status: Status, missed: list[str]) -> Table:
     from bench.gpu_cases import cases
-    from bench.triton_compile import compile_for
+    from bench.triton_compile import Compiled, compile_for
     from bench.triton_launches import as_on, launches
     from vs_kernels.library import triton_kernels
 
@@ -97,8 +107,11 @@ def _triton_table(arch: str, recorder: Recorder, status: Status, missed: list[st
                     if key not in seen:
                         seen.add(key)
                         status.update(f"{arch}: {launch.name}")
-                        row = compile_for(launch, arch)
-                        recorder.write("compile", length=length, width=width, **row._asdict())
+                        where = {"arch": arch, "length": length, "width": width, "variant": len(seen)}
+                        known = recorder.find("compile", **where)
+                        if known is None:
+                            known = recorder.write("compile", **where | compile_for(launch, arch)._asdict())
+                        row = Compiled(**{name: known[name] for name in Compiled._fields})
                         found[row.kernel.strip("_").removesuffix("_kernel")].append(row)
     table = Table(
         "kernel", "variants", "threads", "registers", "spill bytes", "shared bytes", "widest access", title=arch

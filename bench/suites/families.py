@@ -1,6 +1,5 @@
 """Every model family against every kind of prompt, decoding and cache: passes, or the reason why not."""
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,15 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import family_checks as checks
-from bench.harness import Recorder, environment
+from bench.command_line import ending, exit_codes
+from bench.harness import Arguments, Recorder, environment
 from bench.tiny_families import FAMILIES
 
 PROGRAM = "python -m bench families"
+RECORDS, TABLE = "cells.jsonl", "cells.md"
 IMAGES = ([5, "image", 4], [3, "image", 2])
 MANY = ([5, "image", 3, "image", 4], [6, "image", 2])
 VIDEOS = ([5, "video", 3], [2, "video", 4])
 MIXED = ([5, "image", 3, "video", 4], [4, "video", 2, "image", 3])
 
+Row = dict[str, tuple[str, bool]]
 CELLS: dict[str, Callable[[checks.Subject], None]] = {
     "image batch": lambda subject: checks.check_forward(subject, *IMAGES),
     "several images": lambda subject: checks.check_forward(subject, *MANY),
@@ -67,51 +69,57 @@ REASONS = {
 }
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str]) -> int:
-    """Run the suite; exit code 1 with ``--check`` where a cell is not what was promised."""
+    """Exit code: 0; 1 with ``--check`` where a cell is not what was promised; 130 interrupted."""
     args = _parser().parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    started, unexpected, rows = time.perf_counter(), [], []
-    for name in args.family or FAMILIES:
-        results = _row(name, args.cell or list(CELLS))
-        rows.append((name, results))
-        for cell, (text, error) in results.items():
-            if error is not None:
-                unexpected.append(f"{name}, {cell}: {text}")
+    started = time.perf_counter()
+    args.out.mkdir(parents=True, exist_ok=True)
+    names, cells = args.family or list(FAMILIES), args.cell or list(CELLS)
+    facts = {"suite": "families", **environment(torch.device("cpu")), "families": names, "cells": cells}
+    with Recorder(args.out / RECORDS, facts) as recorder, console.status("") as status:
+        if recorder.resumed:
+            console.print(f"resumed  {recorder.resumed}")
+        rows = []
+        for name in names:
+            status.update(name)
+            rows.append((name, _row(name, cells, recorder)))
+        recorder.finish()
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     _print(console, rows, versions)
-    for sentence in unexpected:
-        console.print(f"not as promised: {sentence}")
+    (args.out / TABLE).write_text(_markdown(rows, versions))
     console.print(f"{versions}, {time.perf_counter() - started:.0f} s")
-    if args.out is not None:
-        args.out.write_text(_markdown(rows, versions))
-    if args.records is not None:
-        with Recorder(args.records) as recorder:
-            recorder.write("run", suite="families", **environment(torch.device("cpu")))
-            for name, results in rows:
-                for cell, (text, error) in results.items():
-                    recorder.write("cell", family=name, cell=cell, result=text, as_promised=error is None)
-            recorder.finish()
-    return 1 if args.check and unexpected else 0
+    missed = [f"{name}, {cell}: {text}" for name, row in rows for cell, (text, promised) in row.items() if not promised]
+    return ending(PROGRAM, console, (args.out / RECORDS, args.out / TABLE), missed, args.check)
 
 
-def _row(name: str, cells: list[str]) -> dict[str, tuple[str, Exception | None]]:
-    """By cell, what to print, and an error where it is not what was promised."""
-    family, results = FAMILIES[name], {}
-    subject = checks.Subject(family)
+def _row(name: str, cells: Sequence[str], recorder: Recorder) -> Row:
+    """By cell, what to print, and whether it is what was promised."""
+    subject = None
+    results: Row = {}
     for cell in cells:
-        reason = reason_of(name, cell)
-        if cell in VIDEO_CELLS and family.videos is None:
-            results[cell] = (str(reason), None)
-            continue
-        error = checks.error_of(CELLS[cell] if reason is None else ALONE[cell], subject)
-        if reason is None:
-            results[cell] = ("ok" if error is None else f"{type(error).__name__}: {error}"[:300], error)
-        else:
-            results[cell] = (reason, None if error is not None else AssertionError("the model alone can do it"))
+        found = recorder.find("cell", family=name, cell=cell)
+        if found is None:
+            subject = subject or checks.Subject(FAMILIES[name])
+            text, promised = _result(name, cell, subject)
+            found = recorder.write("cell", family=name, cell=cell, result=text, as_promised=promised)
+        results[cell] = found["result"], found["as_promised"]
     return results
+
+
+def _result(name: str, cell: str, subject: checks.Subject) -> tuple[str, bool]:
+    reason = reason_of(name, cell)
+    if reason is not None and cell in VIDEO_CELLS and FAMILIES[name].videos is None:
+        return reason, True
+    if reason is not None:
+        if checks.error_of(ALONE[cell], subject) is None:
+            return f"the model alone can do it, expected: {reason}", False
+        return reason, True
+    error = checks.error_of(CELLS[cell], subject)
+    return ("ok", True) if error is None else (f"{type(error).__name__}: {error}"[:300], False)
 
 
 def reason_of(name: str, cell: str) -> str | None:
@@ -121,40 +129,41 @@ def reason_of(name: str, cell: str) -> str | None:
     return REASONS.get((name, cell))
 
 
-def _print(console: Console, rows: list, versions: str) -> None:
+def _print(console: Console, rows: Sequence[tuple[str, Row]], versions: str) -> None:
     table = Table(title=f"Selection in every family ({versions})", title_justify="left", header_style="bold")
     table.add_column("family", no_wrap=True)
     for cell in rows[0][1]:
         table.add_column(cell)
     notes: list[str] = []
     for name, results in rows:
-        table.add_row(name, *(_short(text, error, notes) for text, error in results.values()))
+        table.add_row(name, *(_short(text, promised, notes) for text, promised in results.values()))
     console.print(table)
     for number, note in enumerate(notes, 1):
         console.print(f"({number}) {note}")
 
 
-def _short(text: str, error: Exception | None, notes: list[str]) -> str:
-    if error is not None or text == "ok":
-        return "ok" if error is None else "FAILS"
+def _short(text: str, promised: bool, notes: list[str]) -> str:
+    if not promised or text == "ok":
+        return "ok" if promised else "FAILS"
     if text not in notes:
         notes.append(text)
     return f"({notes.index(text) + 1})"
 
 
-def _markdown(rows: list, versions: str) -> str:
+def _markdown(rows: Sequence[tuple[str, Row]], versions: str) -> str:
     cells, notes = list(rows[0][1]), list[str]()
     lines = ["| | " + " | ".join(cells) + " |", "|---" * (len(cells) + 1) + "|"]
     for name, results in rows:
-        lines.append(f"| {name} | " + " | ".join(_short(text, error, notes) for text, error in results.values()) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(_short(text, promised, notes) for text, promised in results.values()) + " |"
+        )
     return "\n".join([*lines, "", *(f"({i}) {note}  " for i, note in enumerate(notes, 1)), versions]) + "\n"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
+def _parser() -> Arguments:
+    parser = Arguments(PROGRAM, description=__doc__)
     parser.add_argument("--family", action="append", choices=FAMILIES, help="only this one; may be repeated")
     parser.add_argument("--cell", action="append", choices=CELLS, help="only this one; may be repeated")
-    parser.add_argument("--out", type=Path, help="write the table as Markdown into this file")
-    parser.add_argument("--records", type=Path, help="write the cells as JSON lines into this file")
+    parser.add_argument("--out", type=Path, default=Path("out/families"), metavar="DIR", help="default: out/families")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a cell is not as promised")
     return parser

@@ -12,6 +12,7 @@ from torch import Tensor
 import vs_kernels
 from bench import ops_eager, published
 from bench.allocations import allocated_by
+from bench.command_line import exit_codes
 from bench.ops_workload import BUDGET
 from bench.points import Case, Measured, Point, parser, run, text
 from vs_kernels import SelectionPlan
@@ -26,6 +27,7 @@ MOST_SHARE = 1.0  # of the memory that the published algorithm takes
 Loss = Callable[[Inputs], Tensor]  # the sum of what an operator returns, from leaves
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str]) -> int:
     """Exit code: 0; 1 with ``--check`` and a missed target; 130 interrupted."""
     args = parser(PROGRAM, __doc__, SUITE).parse_args(argv)

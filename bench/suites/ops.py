@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bench.command_line import count, ending, exit_codes
 from bench.harness import Arguments, Recorder, device_argument, environment, peak_memory
 from bench.ops_cases import cases
 from bench.ops_run import Row, measure, measure_small
 from bench.ops_small import small_calls
 from bench.ops_summary import device_table, disturbance, failures, from_record, notes, record, table
 from bench.ops_timing import Stream, Timer, measured_matrix_rate
-from bench.ops_verify import WrongResult
 from bench.ops_workload import Sizes, Workload
 from bench.results import load, write_csv
 
@@ -29,6 +29,7 @@ SECONDS, QUICK_SECONDS = 1.5, 0.5  # that the calls of one row take together
 FILE_WIDTH = 152  # columns of the table where no terminal says
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
     """Run the suite.
 
@@ -62,12 +63,6 @@ def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
             _print_header(console, facts)
             rows, skipped = _measure(args, sizes or Sizes(), recorder, console)
             recorder.finish()
-    except WrongResult as error:
-        print(f"{PROGRAM}: wrong result, so no times: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; what was measured is in {args.out / RECORDS}", file=sys.stderr)
-        return 130
     finally:
         torch.set_num_threads(threads)
 
@@ -77,28 +72,18 @@ def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
     summary = {**facts, **outcome, "peak_memory": peak_memory(args.device)}
     (args.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     write_csv(args.out / TABLE, load(args.out / RECORDS))
-    _print_results(console, rows, summary, args.out)
-    if not args.check:
-        return 0
-    for sentence in missed:
-        print(f"{PROGRAM}: missed target: {sentence}", file=sys.stderr)
-    return 1 if missed else 0
+    _print_results(console, rows, summary)
+    return ending(PROGRAM, console, (args.out / name for name in (RECORDS, TABLE, SUMMARY)), missed, args.check)
 
 
 def _parser() -> Arguments:
     parser = Arguments(PROGRAM, description=__doc__)
     parser.add_argument("--device", type=device_argument, default="cpu", help="default: cpu")
-    parser.add_argument("--threads", type=_threads, default=2, metavar="N", help="of torch on the CPU (default: 2)")
+    parser.add_argument("--threads", type=count, default=2, metavar="N", help="of torch on the CPU (default: 2)")
     parser.add_argument("--quick", action="store_true", help="leave out the rows that take long, repeat less")
     parser.add_argument("--out", type=Path, default=Path("out/ops"), metavar="DIR", help="default: out/ops")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     return parser
-
-
-def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= 1")
-    return int(text)
 
 
 def _print_header(console: Console, facts: dict[str, Any]) -> None:
@@ -157,7 +142,7 @@ def _measure(
     return rows, skipped
 
 
-def _print_results(console: Console, rows: list[Row], summary: dict[str, Any], out: Path) -> None:
+def _print_results(console: Console, rows: list[Row], summary: dict[str, Any]) -> None:
     console.print(table(rows))
     if any(row.our_peak is not None for row in rows):
         console.print(device_table(rows))
@@ -179,5 +164,3 @@ def _print_results(console: Console, rows: list[Row], summary: dict[str, Any], o
         f"\n{judged - len(summary['missed'])} of {judged} targets met; {summary['seconds']:.0f} s in all; "
         f"peak memory: {peaks}"
     )
-    for name in (RECORDS, TABLE, SUMMARY):
-        console.print(f"  {out / name}", soft_wrap=True, markup=False)

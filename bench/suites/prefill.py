@@ -1,8 +1,8 @@
 """Prefill of a Qwen2.5-VL model on a photo, at several retention budgets: the demo."""
 
 import argparse
+import contextlib
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from bench.command_line import budget, count, ending, exit_codes
 from bench.harness import Arguments, Clock, Recorder, device_argument, environment, peak_memory
 from bench.photo import PATCH, read_photo
-from bench.prefill_summary import CHECKED_BUDGET, STAGES, Row, failures, noise, summarise, table, total_ideal
+from bench.prefill_summary import (
+    CHECKED_BUDGET,
+    STAGES,
+    Row,
+    failures,
+    noise,
+    share_failures,
+    summarise,
+    table,
+    total_ideal,
+)
 from bench.results import load, write_csv
-from vs_kernels.plan import SelectionPlan, check_budget
+from vs_kernels.plan import SelectionPlan
 
 if TYPE_CHECKING:  # transformers takes seconds to import, for which a mistyped argument should not wait
     from bench.models import Architecture
@@ -34,6 +45,7 @@ CHART, PICTURE = "speedup.png", "kept_tokens.png"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str], size: "Architecture | None" = None, visual_tokens: int = VISUAL_TOKENS) -> int:
     """Run the suite.
 
@@ -66,16 +78,14 @@ def main(argv: Sequence[str], size: "Architecture | None" = None, visual_tokens:
     import transformers
 
     from bench.models import DEMO
-    from bench.prefill_run import WrongResult
     from bench.prompt import Request
     from bench.subject import load_subjects
 
     transformers.logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
     console = Console(highlight=False)
-    requests = [
-        Request(size, args.batch, args.images, args.frames) for size in args.sizes or [visual_tokens]
-    ]  # fmt: skip
+    sizes = [*(args.sizes or [visual_tokens]), *args.long]
+    requests = [Request(size, args.batch, args.images, args.frames) for size in sizes]
     try:
         with console.status("loading the model"):
             subjects = load_subjects(
@@ -86,26 +96,21 @@ def main(argv: Sequence[str], size: "Architecture | None" = None, visual_tokens:
         parser.error(str(error))
     facts = {"suite": "prefill", "model": subjects[0].description, **environment(args.device)}
     facts |= {"dtype": args.dtype, "attention": args.attention, "seed": SEED, "rounds": args.rounds}
-    facts |= {"budgets": args.budgets, "prompts": [str(request) for request in requests]}
+    facts |= {"long": args.long, "budgets": args.budgets, "prompts": [str(request) for request in requests]}
     missed: list[str] = []
     with Recorder(args.out / RECORDS, facts) as recorder:
         _print_header(console, subjects, facts, args.image)
         if recorder.resumed:
             console.print(recorder.resumed, style="dim")
-        try:
-            results = [_measure(subject, args, recorder, console) for subject in subjects]
-        except WrongResult as error:
-            print(f"{PROGRAM}: wrong result, so no times: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print(f"{PROGRAM}: interrupted; what was measured is in {recorder.path}", file=sys.stderr)
-            return 130
+        results = [_measure(subject, args, recorder, console) for subject in subjects]
         recorder.finish()
 
     by_prompt = {}
     for subject, (records, kept) in zip(subjects, results, strict=True):
         rows = summarise(records)
-        missed += failures(rows) if args.check else []
+        if args.check:
+            found = share_failures(rows) if subject.request.size in args.long else failures(rows)
+            missed += [f"{subject.request}: {sentence}" for sentence in found]
         by_prompt[str(subject.request)] = rows
         if subject is subjects[0]:
             _draw(args.out, subject, photo, facts, rows, kept)
@@ -118,10 +123,8 @@ def main(argv: Sequence[str], size: "Architecture | None" = None, visual_tokens:
     if others:
         tables["by_prompt"] = {prompt: [row._asdict() for row in rows] for prompt, rows in by_prompt.items()}
     (args.out / SUMMARY).write_text(json.dumps({**facts, **tables, **outcome}, indent=2) + "\n")
-    _print_results(console, subjects[0], by_prompt, {**facts, **outcome}, args.out)
-    for sentence in missed:
-        print(f"{PROGRAM}: check failed: {sentence}", file=sys.stderr)
-    return 1 if missed else 0
+    _print_results(console, subjects[0], by_prompt, {**facts, **outcome})
+    return ending(PROGRAM, console, sorted(args.out.iterdir()), missed, args.check)
 
 
 def _parser() -> Arguments:
@@ -136,16 +139,21 @@ def _parser() -> Arguments:
     parser.add_argument("--device", type=device_argument, default="cpu", help="default: cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     parser.add_argument(
-        "--budgets", type=_budget, nargs="+", default=BUDGETS, metavar="SHARE",
+        "--budgets", type=budget, nargs="+", default=BUDGETS, metavar="SHARE",
         help=f"shares of visual tokens kept (default: {' '.join(map(str, BUDGETS))}); 1.0, the baseline, always runs",
     )  # fmt: skip
     parser.add_argument(
         "--sizes", type=_size, nargs="+", metavar="N_OR_WxH",
         help=f"of an image or frame: visual tokens, or pixels such as 3840x2160 (default: {VISUAL_TOKENS})",
     )  # fmt: skip
-    parser.add_argument("--images", type=_rounds, default=1, metavar="N", help="images of a prompt (default: 1)")
+    parser.add_argument(
+        "--long", type=_size, nargs="+", default=[], metavar="N_OR_WxH",
+        help=f"further sizes, for which a call takes minutes: one round of 100% and {CHECKED_BUDGET:.0%}, and the ViT "
+        "runs once; --check looks at their selection (default: none)".replace("%", "%%"),
+    )  # fmt: skip
+    parser.add_argument("--images", type=count, default=1, metavar="N", help="images of a prompt (default: 1)")
     parser.add_argument("--frames", type=_frames, default=0, metavar="N", help="of one video in place of images")
-    parser.add_argument("--batch", type=_rounds, default=1, metavar="N", help="prompts of a call (default: 1)")
+    parser.add_argument("--batch", type=count, default=1, metavar="N", help="prompts of a call (default: 1)")
     parser.add_argument(
         "--attention", default="sdpa", metavar="NAME",
         help="the model's implementation: sdpa, flash_attention_2, eager, or another of transformers (default: sdpa)",
@@ -153,21 +161,12 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--trace", action="store_true", help="write a profiler trace of one call at each budget, for ui.perfetto.dev"
     )
-    parser.add_argument("--rounds", type=_rounds, default=3, metavar="N", help="runs of each budget (default: 3)")
+    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="runs of each budget (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("out/prefill"), metavar="DIR", help="default: out/prefill")
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 when a target is missed, or the run is too disturbed to tell"
     )
     return parser
-
-
-def _budget(text: str) -> float:
-    try:
-        budget = float(text)
-        check_budget(budget)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers in (0, 1]") from None
-    return budget
 
 
 def _weights(text: str) -> str:
@@ -189,12 +188,6 @@ def _frames(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"got {text!r}, expected an even number >= 2: a visual token is two frames deep"
         )
-    return int(text)
-
-
-def _rounds(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= 1")
     return int(text)
 
 
@@ -220,9 +213,11 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], dict[float, Tensor]]:
     """The records of all calls, and by budget the tokens kept: bool [rows, columns]."""
     from bench.prefill_run import samples
-    from bench.prefill_stages import timed_prefill
+    from bench.prefill_stages import encoded_once, timed_prefill
 
-    budgets = sorted({1.0, *args.budgets}, reverse=True)
+    is_long = subject.request.size in args.long
+    budgets = sorted({1.0, *([CHECKED_BUDGET] if is_long else args.budgets)}, reverse=True)
+    rounds = 1 if is_long else args.rounds
     clock = Clock(args.device)
     prompt = str(subject.request)
     records: list[dict[str, Any]] = []
@@ -233,32 +228,38 @@ def _measure(
             kept[record["budget"]] = _unpacked(record["kept"], sum(subject.lengths))
     known = {(record["round"], record["budget"]) for record in records}
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("first call, without selector", total=1 + args.rounds * len(budgets))
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with bar as progress, contextlib.ExitStack() as stack:
+        task = progress.add_task("first call, without selector", total=1 + rounds * len(budgets))
+        if is_long:
+            stack.enter_context(encoded_once(subject.model))
         unpatched = timed_prefill(subject.model, subject.inputs, clock)
         recorder.write("unpatched", prompt=prompt, **_seconds(unpatched))
         console.print(f"the model alone, first call: {unpatched.total.wall:.2f} s end to end", style="dim")
-        progress.update(task, advance=1 + len(records), description=f"round 1 of {args.rounds}")
-        chosen = samples(subject, unpatched, budgets, args.rounds, clock, lambda *key: key in known)
+        progress.update(task, advance=1 + len(records), description=f"round 1 of {rounds}")
+        chosen = samples(subject, unpatched, budgets, rounds, clock, lambda *key: key in known)
         for sample in chosen:
             kept[sample.budget] = sample.kept
+            prefill = sample.prefill.encoded_as(unpatched) if is_long else sample.prefill
             record = {
                 "prompt": prompt,
                 "round": sample.round,
                 "budget": sample.budget,
                 "visual_tokens": int(sample.kept.sum()),
-                "sequence_length": sample.prefill.sequence_length,
-                "kv_cache_bytes": sample.prefill.kv_cache_bytes,
+                "sequence_length": prefill.sequence_length,
+                "kv_cache_bytes": prefill.kv_cache_bytes,
                 "peak_bytes": sample.peak_bytes,
-                **_seconds(sample.prefill),
+                **_seconds(prefill),
             }
+            if sample.alone is not None:
+                record |= {"alone_wall_s": sample.alone.wall, "alone_process_s": sample.alone.process}
             recorder.write("sample", **record, kept=_packed(sample.kept))
             records.append(record)
-            progress.update(task, advance=1, description=f"round {len(records) // len(budgets) + 1} of {args.rounds}")
+            progress.update(task, advance=1, description=f"round {len(records) // len(budgets) + 1} of {rounds}")
             if len(records) % len(budgets) == 0:
                 times = {record["budget"]: record["total_wall_s"] for record in records[-len(budgets) :]}
                 line = ", ".join(f"{times[budget]:.2f}" for budget in sorted(times, reverse=True))
-                console.print(f"round {sample.round} of {args.rounds}: {line} s end to end", style="dim")
+                console.print(f"round {sample.round} of {rounds}: {line} s end to end", style="dim")
     console.print("verified: tokens kept, sequence lengths; logits at 100% equal to the model's alone, bit for bit\n")
     return records, kept
 
@@ -290,7 +291,7 @@ def _seconds(prefill: "Prefill") -> dict[str, float]:
 
 
 def _print_results(
-    console: Console, subject: "Subject", by_prompt: dict[str, list[Row]], summary: dict[str, Any], out: Path
+    console: Console, subject: "Subject", by_prompt: dict[str, list[Row]], summary: dict[str, Any]
 ) -> None:
     for prompt, rows in by_prompt.items():
         if len(by_prompt) > 1:
@@ -300,15 +301,14 @@ def _print_results(
             console.print(f"Disturbed: {disturbed}.", style="bold red")
     console.print(
         f"Medians of {summary['rounds']} interleaved rounds. Speed-ups are against budget 100%. Ideal: selection is "
-        "free and the LLM's time in proportion to its sequence. Selection: all that is neither ViT nor LLM.",
+        "free and the LLM's time in proportion to its sequence. Of as many tokens of text: time of the model alone on "
+        "a prompt of the same length over the time here. Selection: all that is neither ViT nor LLM.",
         style="dim",
     )
     if subject.caveat:
         console.print(subject.caveat, style="bold yellow")
     peaks = ", ".join(f"{size / 2**30:.1f} GiB {name}" for name, size in summary["peak_memory"].items())
     console.print(f"\n{summary['seconds']:.0f} s in all; peak memory: {peaks}")
-    for path in sorted(out.iterdir()):
-        console.print(f"  {path}", soft_wrap=True, markup=False)
 
 
 def _draw(

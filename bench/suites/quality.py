@@ -3,17 +3,21 @@
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
+from bench.command_line import ending, exit_codes
 from bench.harness import Arguments, Recorder, environment, interleaved
 from bench.results import load, write_csv
+
+if TYPE_CHECKING:
+    from bench.quality.evaluate import Row
 
 PROGRAM = "python -m bench quality"
 RECORDS, SUMMARY, TABLE, CHART, SHEET = "rows.jsonl", "summary.json", "rows.csv", "accuracy.png", "contact_sheet.png"
@@ -23,11 +27,12 @@ SHOWN = ("learned", "token norm", "attention received", "DivPrune")
 STEP_ROUNDS, STEPS_A_ROUND = 3, 6
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str]) -> int:
     """Run the suite.
 
     Returns:
-        Exit code: 0; 1 with ``--check`` and a missed target.
+        Exit code: 0; 1 with ``--check`` and a missed target; 130 interrupted.
     """
     started = time.perf_counter()
     parser = _parser()
@@ -46,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        recorder = Recorder(args.out / RECORDS)
+        recorder = Recorder(args.out / RECORDS, _facts(args))
     except OSError as error:
         parser.error(f"argument --out: {error}")
     with recorder:
@@ -54,11 +59,13 @@ def main(argv: Sequence[str]) -> int:
         recorder.finish()
     write_csv(args.out / TABLE, load(args.out / RECORDS))
     console.print(f"\n{time.perf_counter() - started:.0f} s in all")
-    for name in (CHART, SHEET, SUMMARY, RECORDS):
-        console.print(f"  {args.out / name}", soft_wrap=True, markup=False)
-    for sentence in missed:
-        print(f"{PROGRAM}: check failed: {sentence}", file=sys.stderr)
-    return 1 if missed else 0
+    return ending(PROGRAM, console, (args.out / name for name in (CHART, SHEET, SUMMARY, RECORDS)), missed, args.check)
+
+
+def _facts(args: argparse.Namespace) -> dict[str, Any]:
+    facts = {"suite": "quality", **environment(torch.device("cpu"))}
+    facts |= {"pictures": args.pictures, "validation_seed": VALIDATION_SEED, "tasks": args.tasks, "check": args.check}
+    return facts
 
 
 def _parser() -> Arguments:
@@ -90,12 +97,8 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
     from bench.quality.shipped import DEFAULT, LAST_NOISE, shipped_backbone, shipped_selectors
     from bench.quality.summary import LEARNED, ORACLE, SOFT, StepTimes, failures, table
 
-    facts = (
-        {"suite": "quality"}
-        | environment(torch.device("cpu"))
-        | {"pictures": args.pictures, "validation_seed": VALIDATION_SEED}
-    )
-    recorder.write("run", **facts)
+    if recorder.resumed:
+        console.print(f"resumed  {recorder.resumed}")
     by_task: dict[str, list[Row]] = {}
     soft_accuracies: dict[str, float] = {}
     sheet: dict[str, Any] = {}
@@ -114,17 +117,24 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
         }
         by_task[task.name] = rows = []
         with console.status("") as status:
-            for row in evaluate(backbone, task, features, chosen, at={SOFT: (0.2, 0.1)}):
-                recorder.write("row", **row._asdict())
+            known = partial(_known_row, recorder, task.name)
+            for row in evaluate(backbone, task, features, chosen, at={SOFT: (0.2, 0.1)}, known=known):
+                if not known(row.method, row.budget):
+                    recorder.write("row", **row._asdict())
                 rows.append(row)
                 status.update(f"{task.title}: {row.method} at {row.budget:.0%}")
         console.print(table(task.title[0].upper() + task.title[1:], rows))
-        soft = [soft_accuracy(backbone, task, features, each, 0.2, LAST_NOISE) for each in selectors]
-        soft_accuracies[task.name] = statistics.mean(soft)
+        soft = recorder.find("soft", task=task.name) or recorder.write(
+            "soft",
+            task=task.name,
+            accuracies=[soft_accuracy(backbone, task, features, each, 0.2, LAST_NOISE) for each in selectors],
+        )
+        soft_accuracies[task.name] = statistics.mean(soft["accuracies"])
         if not sheet or task.name == "tiles":
             sheet = {"features": features[:SHOWN_PICTURES], "methods": chosen, "title": task.title}
         if args.check and task.name == "tiles":
-            step_times = _step_times(backbone, task, features)
+            found = recorder.find("steps") or recorder.write("steps", seconds=_step_times(backbone, task, features))
+            step_times = found["seconds"]
     notes = (
         f"{args.pictures:,} validation pictures a task, contents and photos unseen in training; error bars: one "
         f"standard error. Learned: {len(selectors)} seeds, trained at 20 %."
@@ -146,7 +156,7 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
     if args.check:
         assert step_times is not None
         missed = failures(by_task, soft_accuracies, StepTimes(*step_times))
-    summary = facts | {
+    summary = _facts(args) | {
         "rows": [row._asdict() for rows in by_task.values() for row in rows],
         "soft_accuracies": soft_accuracies,
         "soft_temperature": LAST_NOISE,
@@ -162,10 +172,15 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
     return missed
 
 
+def _known_row(recorder: Recorder, task: str, method: str, budget: float) -> "Row | None":
+    from bench.quality.evaluate import Row
+
+    found = recorder.find("row", task=task, method=method, budget=budget)
+    return found and Row(**{name: found[name] for name in Row._fields})
+
+
 def _step_times(backbone: torch.nn.Module, task: Any, features: Any) -> tuple[float, float]:
     """Process seconds of a training step, soft and default recipe, medians of interleaved rounds on these features."""
-    from functools import partial
-
     from bench.quality.recipes import train_selector
     from bench.quality.shipped import DEFAULT
 

@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.command_line import exit_codes
 from bench.ops_timing import Timer
 from bench.points import Measured, parser, run, text
 from bench.scaling_cases import OURS, POOL_TOKENS, WIDTH, cases
@@ -19,6 +20,7 @@ CHECKED_TOKENS = 262_144
 Curves = dict[tuple[str, str, str, str], dict[int, float]]  # operator, "N" or "pools", unit, provider: curve
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str]) -> int:
     """Exit code: 0; 1 for a wrong result, or with ``--check`` a missed target; 130 interrupted."""
     args = parser(PROGRAM, __doc__, SUITE).parse_args(argv)

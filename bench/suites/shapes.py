@@ -12,6 +12,7 @@ from torch import Tensor
 
 import vs_kernels
 from bench import device_timing
+from bench.command_line import exit_codes
 from bench.harness import Seconds
 from bench.model_shapes import ITEMS, MODELS, tokens
 from bench.ops_timing import Call, Timer
@@ -32,6 +33,7 @@ DEFINITION_TOKENS = 16384  # beyond, the published N x N matrix takes more than 
 NEEDS_MATRIX = ("importance_scores", "select_tokens")
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str]) -> int:
     """Exit code: 0; 1 for a wrong result; 130 interrupted."""
     arguments = parser(PROGRAM, __doc__, SUITE)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.command_line import ending, exit_codes
 from bench.harness import Arguments, Recorder, environment
 from bench.results import load, write_csv
 
@@ -17,11 +18,13 @@ ALLOWED = 1.05  # bytes of rows and weights over what is needed at least
 BYTES_PER_SECOND, LAUNCH_SECONDS = 3.35e12, 3e-6
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str]) -> int:
     """Run the suite.
 
     Returns:
-        Exit code: 0; 1 with ``--check`` where a kernel moves or launches more than it may, or waits for the device.
+        Exit code: 0; 1 with ``--check`` where a kernel moves or launches more than it may, or waits for the device; 130
+        interrupted.
     """
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
     import numpy as np
@@ -42,36 +45,39 @@ def main(argv: Sequence[str]) -> int:
     missed = []
     records = args.out / "traffic.jsonl"
     facts = {"suite": "traffic", **environment(torch.device("cpu")), "lengths": args.lengths, "width": args.width}
-    # A new file each time: the table needs every case, and the whole takes a minute.
-    with Recorder(records) as recorder, console.status("") as status, triton_kernels("cpu"):
-        recorder.write("run", **facts)
+    with Recorder(records, facts) as recorder, console.status("") as status, triton_kernels("cpu"):
+        if recorder.resumed:
+            console.print(f"resumed  {recorder.resumed}")
         for group in [*(cases(length, args.width) for length in args.lengths), [long_selection()]]:
             forward = ""
             for case in group:
                 forward = case.operator if case.operator[0] != " " else forward
                 call = case.operator if case.operator[0] != " " else f"{forward} {case.operator.strip()}"
                 status.update(f"{call}, {case.shape}")
-                with no_host_waits():
-                    case.call()
-                with counted() as traffic, np.errstate(all="ignore"):
-                    case.call()
-                ratio = traffic.rows() / case.rows if case.rows else None
+                if (found := recorder.find("traffic", call=call, shape=case.shape)) is None:
+                    with no_host_waits():
+                        case.call()
+                    with counted() as traffic, np.errstate(all="ignore"):
+                        case.call()
+                    seconds = max(traffic.total() / BYTES_PER_SECOND, traffic.launches * LAUNCH_SECONDS)
+                    found = recorder.write(
+                        "traffic", call=call, shape=case.shape, launches=traffic.launches,
+                        read=traffic.read, written=traffic.written, rows=traffic.rows(), needed=case.rows,
+                        score_passes=traffic.passes, h100_seconds_computed=seconds,
+                    )  # fmt: skip
+                launches, rows, passes = (found[name] for name in ("launches", "rows", "score_passes"))
+                ratio = rows / case.rows if case.rows else None
                 where = f"{call}, {case.shape}"
-                if traffic.launches > case.launches:
-                    missed.append(f"{where}: {traffic.launches} launches, expected at most {case.launches}")
+                if launches > case.launches:
+                    missed.append(f"{where}: {launches} launches, expected at most {case.launches}")
                 if ratio is not None and not 0.999 <= ratio <= ALLOWED:
                     missed.append(f"{where}: {ratio:.3f} of the bytes needed, expected at most {ALLOWED}")
-                seconds = max(traffic.total() / BYTES_PER_SECOND, traffic.launches * LAUNCH_SECONDS)
-                recorder.write(
-                    "traffic", call=call, shape=case.shape, launches=traffic.launches,
-                    read=traffic.read, written=traffic.written, rows=traffic.rows(), needed=case.rows,
-                    score_passes=traffic.passes, h100_seconds_computed=seconds,
-                )  # fmt: skip
+                moved = sum(found["read"].values()) + sum(found["written"].values())
                 table.add_row(
-                    case.operator, case.shape, f"{traffic.launches} ≤ {case.launches}", f"{traffic.rows() / 1e6:.2f}",
+                    case.operator, case.shape, f"{launches} ≤ {case.launches}", f"{rows / 1e6:.2f}",
                     f"{case.rows / 1e6:.2f}", "-" if ratio is None else f"{ratio:.3f}",
-                    f"{traffic.passes:.1f}" if traffic.passes else "-", f"{traffic.total() / 1e6:.2f}",
-                    f"{seconds * 1e6:.1f}",
+                    f"{passes:.1f}" if passes else "-", f"{moved / 1e6:.2f}",
+                    f"{found['h100_seconds_computed'] * 1e6:.1f}",
                 )  # fmt: skip
         recorder.finish()
     write_csv(args.out / "traffic.csv", load(records))
@@ -82,9 +88,7 @@ def main(argv: Sequence[str]) -> int:
         "3 µs a launch.",
         style="dim",
     )
-    for sentence in missed:
-        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
-    return 1 if missed and args.check else 0
+    return ending(PROGRAM, console, (records, args.out / "traffic.csv"), missed, args.check)
 
 
 def _parser() -> Arguments:

@@ -9,8 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.command_line import count, exit_codes
 from bench.harness import Clock, Recorder
-from bench.points import Case, Measured, Point, count, parser, run, text
+from bench.points import Case, Measured, Point, parser, run, text
 
 if TYPE_CHECKING:
     from bench.models import Architecture
@@ -22,6 +23,7 @@ LEAST_SPEEDUP, LEAST_MEMORY_RATIO = 2.0, 2.0
 STEP, WITHOUT_VIT, ACTIVATIONS, PEAK = "step", "step without ViT", "activations", "peak"
 
 
+@exit_codes(PROGRAM)
 def main(argv: Sequence[str], size: "Architecture | None" = None, visual_tokens: int = VISUAL_TOKENS) -> int:
     """Run the suite.
 
