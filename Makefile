@@ -5,12 +5,13 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 INSTALLED := $(VENV)/installed
 VLLM := .venv-vllm
+LMMS := .venv-lmms-eval
 
 # For `make wheel`: another toolkit, other architectures, as in
 #   make wheel CUDA_HOME=/usr/local/cuda-12.8 VS_KERNELS_CUDA_ARCHS="80 90"
 export CUDA_HOME VS_KERNELS_CUDA VS_KERNELS_CUDA_ARCHS
 
-.PHONY: demo bench bench-full test test-all test-vllm lint gates sanitize wheel test-wheel clean
+.PHONY: demo bench bench-full test test-all test-vllm test-lmms-eval lint gates sanitize wheel test-wheel clean
 
 demo: $(INSTALLED)  ## prefill with and without selection, on a real photo; what a trained selector keeps
 	$(VENV)/bin/python -m bench prefill
@@ -30,6 +31,9 @@ test-all: $(INSTALLED)  ## every operator test in Triton's interpreter as well: 
 
 test-vllm: $(VLLM)/installed  ## the vLLM plugin, in an environment of its own: Python >= 3.11, 4 GB
 	$(VLLM)/bin/python -m pytest tests/serving
+
+test-lmms-eval: $(LMMS)/installed  ## the lmms-eval plugin through its command line, in an environment of its own: 3 GB
+	$(LMMS)/bin/python -m pytest tests/test_lmms_eval.py
 
 lint: $(INSTALLED)  ## style and types
 	$(VENV)/bin/ruff check .
@@ -73,5 +77,15 @@ $(VLLM)/installed: $(addprefix tests/serving/,requirements.txt torchvision_ops.p
 	$(VLLM)/bin/python -m pip install --no-deps -e .
 	touch $@
 
+$(LMMS)/installed: $(addprefix tests/,lmms_eval_requirements.txt serving/torchvision_ops.py) pyproject.toml setup.py \
+  $(wildcard build_backend/*.py csrc/*/* csrc/*/*/*)
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install $(TORCH)
+	$(LMMS)/bin/python -m pip install --no-deps -r tests/lmms_eval_requirements.txt
+	$(LMMS)/bin/python tests/serving/torchvision_ops.py \
+	  "$$($(LMMS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(LMMS)/bin/python -m pip install --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM) build dist out *.egg-info vs_kernels/*.so
+	rm -rf $(VENV) $(VLLM) $(LMMS) build dist out *.egg-info vs_kernels/*.so

@@ -1,7 +1,7 @@
 """The plugin through lmms-eval's own command line: a tiny Qwen2.5-VL on disk and a task made of files here.
 
-lmms-eval is not among the requirements of the test suite, as it brings a hundred packages; docs/evaluation.md says how
-to run these tests in an environment that has it.
+lmms-eval is not among the requirements of the test suite, as it brings a hundred packages; `make test-lmms-eval` runs
+these tests in an environment that has it.
 """
 
 import json

@@ -1,8 +1,9 @@
 """Names for the compiled operators of torchvision where they do not load.
 
 The torchvision of PyPI is compiled for CUDA and does not load its operators beside a torch for CPUs; then it cannot be
-imported either. vLLM and the processors of videos import it and call no such operator. `make test-vllm` runs this file
-once, to see whether it is needed, and if so puts it into the environment and lets every start of Python import it.
+imported either. vLLM, lmms-eval and the processors of videos import it and call no such operator. `make test-vllm` and
+`make test-lmms-eval` run this file once, to see whether it is needed, and if so put it into the environment and let
+every start of Python import it.
 """
 
 import importlib.util
