@@ -11,7 +11,7 @@ from bench.points import text
 from bench.report.canvas import FOURTH, OURS, THEIRS, THIRD, WHITE, Chart, canvas, logarithmic
 from bench.results import SuiteRun, merged_points
 from bench.scaling_fit import fit
-from bench.serve_load import PLAIN, by_case
+from bench.serve_load import by_case
 from bench.serve_summary import summarise as summarise_serving
 
 COLOR_OF = {"vs_kernels": OURS, "collapsed, eager": THIRD, "published": THEIRS}
@@ -288,7 +288,8 @@ def serve(run: SuiteRun) -> Chart | None:
     def draw(narrow: bool) -> Figure:
         figure, (rate, cache) = canvas(narrow, 3.0 if narrow else 3.4, 2)
         counts = sorted({row.concurrency for row in rows})
-        for name, color in zip(names, (THEIRS, OURS, THIRD, FOURTH), strict=False):
+        color_of = dict(zip(names, (THEIRS, OURS, THIRD, FOURTH), strict=False))
+        for name, color in color_of.items():
             line = sorted((row for row in rows if row.server == name), key=lambda row: row.concurrency)
             clients = [row.concurrency for row in line]
             rate.plot(
@@ -301,9 +302,10 @@ def serve(run: SuiteRun) -> Chart | None:
         rate.set_title("requests a second", loc="left", fontsize=9.5, color=MUTED)
         rate.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor=INK)
         tokens = {row.server: row.kv_tokens for row in rows}
-        values = [tokens[name] for name in names[::-1]]
-        colors = [THEIRS if name == PLAIN else OURS for name in names[::-1]]
-        bars(cache, names[::-1], values, [f"{value:,.0f}" for value in values], color=colors)
+        shown = list(color_of)[::-1]
+        values = [tokens[name] for name in shown]
+        colors = [color_of[name] for name in shown]
+        bars(cache, shown, values, [f"{value:,.0f}" for value in values], color=colors)
         cache.set_title("tokens in the KV cache per request", loc="left", fontsize=9.5, color=MUTED)
         return figure
 
