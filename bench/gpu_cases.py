@@ -1,6 +1,7 @@
 """The calls that the suites ``traffic`` and ``compile`` look at, with the launches and bytes that each may take."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,16 @@ class Case(NamedTuple):
     rows: int
 
 
+def long_cases(length: int) -> Iterator[Case]:
+    """The operators that see scores alone, on one pool that many programs share, and beside a short one."""
+    for lengths in ([length], [length, 100]):
+        plan = SelectionPlan.from_budget(lengths, BUDGET)
+        x = Inputs.random(plan, 1, 1, torch.float32)
+        shape = " + ".join(f"N={pool:,}" for pool in lengths)
+        for name in ("topk_indices", "topk_mask", "soft_topk", "soft_topk_with_loss", "topk_consistency_loss"):
+            yield Case(name, shape, partial(verify.CALLS[name], vs_kernels, x), 4, 0)
+
+
 def cases(length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
     """All operators, forward and backward, on one pool of ``length`` tokens of ``width`` columns."""
     plan = SelectionPlan.from_budget([length], BUDGET)
@@ -65,20 +76,20 @@ def cases(length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Itera
     yield Case("  backward, all", shape, backward_of_scores([True] * 5), 5, 2 * tokens + 4 * weight)
     yield Case("topk_indices", shape, public("topk_indices"), 4 if long else 1, 0)
     yield Case("topk_mask", shape, public("topk_mask"), 4 if long else 1, 0)
-    yield Case("soft_topk", shape, public("soft_topk"), 1, 0)
+    yield Case("soft_topk", shape, public("soft_topk"), 4 if long else 1, 0)
     soft_backward = (x.scores, pool, x.scores, pool, pool, cu_lengths, 1.0)
     yield Case("  backward", shape, lambda: ops.soft_topk_backward(*soft_backward), 1, 0)
-    yield Case("soft_topk_with_loss", shape, public("soft_topk_with_loss"), 1, 0)
+    yield Case("soft_topk_with_loss", shape, public("soft_topk_with_loss"), 4 if long else 1, 0)
     with_loss = (x.scores, pool, pool[0], x.scores, pool, pool, x.scores, cu_lengths, 1.0)
     yield Case("  backward", shape, lambda: ops.soft_topk_with_loss_backward(*with_loss), 1, 0)
-    yield Case("topk_consistency_loss", shape, public("topk_consistency_loss"), 1, 0)
+    yield Case("topk_consistency_loss", shape, public("topk_consistency_loss"), 4 if long else 1, 0)
     yield Case("gather_tokens", shape, lambda: ops.gather_tokens(x.tokens, indices), 1, 2 * chosen)
     scattered = (kept_rows, indices, length)
     yield Case("  backward", shape, lambda: ops.gather_tokens_backward(*scattered), 1, chosen + tokens)
-    yield Case("straight_through_gather", shape, public("straight_through_gather"), 2, 2 * chosen)
+    yield Case("straight_through_gather", shape, public("straight_through_gather"), 5 if long else 2, 2 * chosen)
     gathered = through("straight_through_gather", kept_rows, indices, [True, True])
     yield Case("  backward", shape, gathered, 2, 2 * chosen + tokens)
-    yield Case("straight_through_mask", shape, public("straight_through_mask"), 2, 2 * tokens)
+    yield Case("straight_through_mask", shape, public("straight_through_mask"), 5 if long else 2, 2 * tokens)
     masked = through("straight_through_mask", x.tokens, mask, [True, True])
     yield Case("  backward", shape, masked, 2, 3 * tokens)
     select = 2 * tokens + 2 * weight + 2 * chosen

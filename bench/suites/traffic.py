@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     import numpy as np
     import torch
 
-    from bench.gpu_cases import cases, long_selection
+    from bench.gpu_cases import cases, long_cases, long_selection
     from bench.traffic_count import counted, no_host_waits
     from vs_kernels.library import triton_kernels
 
@@ -44,13 +44,22 @@ def main(argv: Sequence[str]) -> int:
         column.justify = "right"
     missed = []
     records = args.out / "traffic.jsonl"
-    facts = {"suite": "traffic", **environment(torch.device("cpu")), "lengths": args.lengths, "width": args.width}
+    facts = {
+        "suite": "traffic",
+        **environment(torch.device("cpu")),
+        "lengths": args.lengths,
+        "long_lengths": args.long_lengths,
+        "width": args.width,
+    }
+    every = [cases(length, args.width) for length in args.lengths]
+    every += [long_cases(length) for length in args.long_lengths]
+    every.append([long_selection()])
     with Recorder(records, facts) as recorder, console.status("") as status, triton_kernels("cpu"):
         if recorder.resumed:
             console.print(f"resumed  {recorder.resumed}")
-        for group in [*(cases(length, args.width) for length in args.lengths), [long_selection()]]:
+        for some in every:
             forward = ""
-            for case in group:
+            for case in some:
                 forward = case.operator if case.operator[0] != " " else forward
                 call = case.operator if case.operator[0] != " " else f"{forward} {case.operator.strip()}"
                 status.update(f"{call}, {case.shape}")
@@ -94,6 +103,10 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Arguments:
     parser = Arguments(PROGRAM, description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024], metavar="N", help="tokens (default: 1024)")
+    parser.add_argument(
+        "--long-lengths", type=int, nargs="*", default=[65536, 262144], metavar="N",
+        help="tokens, for operators that see scores alone (default: 65536 262144)",
+    )  # fmt: skip
     parser.add_argument("--width", type=int, default=3584, metavar="D", help="columns of a token (default: 3584)")
     parser.add_argument("--out", type=Path, default=Path("out/traffic"), metavar="DIR", help="default: out/traffic")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a kernel does more than it may")

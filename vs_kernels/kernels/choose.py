@@ -4,10 +4,11 @@ import triton
 from torch import Tensor
 
 from vs_kernels.kernels.launch import launch
+from vs_kernels.kernels.soft_topk_split import soft_topk_split
 from vs_kernels.kernels.tiles import architecture, next_power_of_two
 from vs_kernels.kernels.topk import MOST_IN_REGISTERS, topk_kernel
-from vs_kernels.kernels.topk_large import topk_large_kernel
 from vs_kernels.kernels.topk_split import split_topk
+from vs_kernels.kernels.total_loss import add_losses
 
 # Few scores a thread make short rounds. Beyond 512 threads a thread has 64 registers, and what the longest pools need
 # beside their scores spills; with 512 it has 128.
@@ -31,24 +32,36 @@ def run_topk(
     thresholds: Tensor | None = None,  # float32 [S]
     pivots: Tensor | None = None,  # float32 [S], with shifts
     shifts: Tensor | None = None,  # float32 [S]
-    losses: Tensor | None = None,  # float32 [S], with grad_scores
+    loss: Tensor | None = None,  # float32 [], mean over all rows, with grad_scores
     grad_scores: Tensor | None = None,  # float32 [T]
     temperature: float = 1.0,
-    share: float = 1.0,
 ) -> None:
-    """The wanted results of the hard and the soft Top-K of all pools: in one launch, where the longest pool fits the
-    registers of one program or the soft Top-K is wanted, else in four."""
-    if max_length > MOST_IN_REGISTERS and pivots is None:
-        split_topk(scores if ranking is None else ranking, cu_lengths, cu_ks, indices, mask)
+    """The wanted results of the hard and the soft Top-K of all pools.
+
+    One launch where the longest pool fits the registers of one program, and one more for the loss of several pools;
+    else four, or seven where the hard Top-K goes by other scores than the soft one.
+    """
+    num_pools = cu_lengths.shape[0] - 1
+    share = 1.0 / max(1, scores.shape[0])
+    if max_length > MOST_IN_REGISTERS:
+        if pivots is None or ranking is not None:
+            split_topk(scores if ranking is None else ranking, cu_lengths, cu_ks, indices, mask)
+            indices = mask = None
+        if pivots is not None and shifts is not None:
+            soft_topk_split(
+                scores, cu_lengths, cu_ks, pivots=pivots, shifts=shifts, thresholds=thresholds, indices=indices,
+                mask=mask, probs=probs, loss=loss, grad_scores=grad_scores, temperature=temperature, share=share,
+            )  # fmt: skip
         return
+    losses = loss if loss is None or num_pools == 1 else scores.new_empty(num_pools)
     outputs = (indices, mask, probs, thresholds, pivots, shifts, losses, grad_scores)
     arguments = (scores, ranking, cu_lengths, cu_ks, *outputs, temperature, 1.0 / temperature, share)
-    grid = (cu_lengths.shape[0] - 1,)
     options = {"maxnreg": REGISTERS} if architecture(scores.device).startswith("sm_") else {}
-    # With the loss to follow, the root of 16,384 scores would spill a few registers.
-    if max_length > (MOST_IN_REGISTERS if losses is None else MOST_IN_REGISTERS // 2):
-        launch(topk_large_kernel, grid, *arguments, BLOCK=READ_BLOCK, num_warps=MOST_WARPS, **options)
-        return
     block = max(32, next_power_of_two(max_length))
     warps = min(MOST_WARPS, max(1, triton.cdiv(block, 32 * SCORES_PER_THREAD)))
-    launch(topk_kernel, grid, *arguments, BLOCK=block, WRITE_BLOCK=min(block, READ_BLOCK), num_warps=warps, **options)
+    launch(
+        topk_kernel, (num_pools,), *arguments, BLOCK=block, WRITE_BLOCK=min(block, READ_BLOCK), num_warps=warps,
+        **options,
+    )  # fmt: skip
+    if loss is not None and losses is not None and losses is not loss:
+        add_losses(losses, loss)

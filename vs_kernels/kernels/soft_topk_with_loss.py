@@ -1,11 +1,11 @@
-"""soft_topk_with_loss: hard Top-K, soft Top-K, loss and its gradient in one launch; one more adds up several pools."""
+"""soft_topk_with_loss: hard Top-K, soft Top-K, loss and its gradient in one launch, two for several pools; four where
+one is longer than a program holds."""
 
 import torch
 from torch import Tensor
 
 from vs_kernels.kernels.choose import run_topk
 from vs_kernels.kernels.soft_topk import soft_jacobian
-from vs_kernels.kernels.topk_consistency_loss import total_loss
 
 
 def soft_topk_with_loss(
@@ -17,13 +17,13 @@ def soft_topk_with_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     num_pools = cu_lengths.shape[0] - 1
     probs, loss_gradient = (torch.empty_like(scores, memory_format=torch.contiguous_format) for _ in range(2))
-    thresholds, pivots, shifts, losses = (scores.new_empty(num_pools) for _ in range(4))
+    thresholds, pivots, shifts = (scores.new_empty(num_pools) for _ in range(3))
+    loss = scores.new_empty(())
     run_topk(
         scores.contiguous(), cu_lengths, cu_ks, max_length, probs=probs, thresholds=thresholds, pivots=pivots,
-        shifts=shifts, losses=losses, grad_scores=loss_gradient, temperature=temperature,
-        share=1.0 / max(1, scores.shape[0]),
+        shifts=shifts, loss=loss, grad_scores=loss_gradient, temperature=temperature,
     )  # fmt: skip
-    return probs, thresholds, total_loss(losses), pivots, shifts, loss_gradient
+    return probs, thresholds, loss, pivots, shifts, loss_gradient
 
 
 def soft_topk_with_loss_backward(

@@ -11,7 +11,7 @@ from vs_kernels.kernels.newton import MAX_STEPS, balance, bracket, newton_step
 from vs_kernels.kernels.scores import finite_score
 from vs_kernels.kernels.topk_results import load_keys, write_choice, write_loss, write_probs
 
-# Scores in registers: 16 a thread with 32 warps, as many as sm_80 to sm_120 hold without spills.
+# Scores in registers: 32 a thread with 16 warps, as many as sm_80 to sm_120 hold without spills.
 MOST_IN_REGISTERS = 16384
 
 
@@ -36,9 +36,8 @@ def kth_key(key, k):
 @triton.jit
 def _soft_shift(z, inside, n, k):
     """The shift with sum sigmoid(z + shift) = k; 0 < k < n."""
-    largest = tl.max(tl.where(inside, z, -float("inf")), axis=0)
     smallest = tl.min(tl.where(inside, z, float("inf")), axis=0)
-    low, high = bracket(largest, smallest, n, k)
+    low, high = bracket(tl.max(tl.where(inside, z, -float("inf")), axis=0), smallest, n, k)
     shift = tl.minimum(tl.maximum(low, 0.0), high)
     going, step = n > 0, 0
     while going & (step < MAX_STEPS):
@@ -79,12 +78,23 @@ def topk_kernel(
         moving = (k > 0) & (k < n)
         pivot = tl.where(moving, finite_score(kth), 0.0)
         shift = tl.where(k > 0, float("inf"), -float("inf"))
+        # The search for the shift needs the registers of all that follows: it goes to memory and comes back.
+        if losses is not None:
+            tl.store(losses + pool, kth.to(tl.float32, bitcast=True))
+            tl.store(shifts + pool, ties.to(tl.float32, bitcast=True))
+        tl.store(pivots + pool, pivot)
         if moving:
             shift = _soft_shift((finite_score(key) - pivot) * inverse_temperature, inside, n, k)
-        tl.store(pivots + pool, pivot)
+        tl.debug_barrier()
+        pivot = tl.load(pivots + pool)
+        if losses is not None:
+            kth = tl.load(losses + pool).to(tl.int32, bitcast=True)
+            ties = tl.load(shifts + pool).to(tl.int32, bitcast=True)
+            tl.debug_barrier()
         tl.store(shifts + pool, shift)
-        # Loaded again instead of held beside the scores: registers are short.
         begin = tl.load(cu_lengths + pool)
+        n = (tl.load(cu_lengths + pool + 1) - begin).to(tl.int32)
+        k = (tl.load(cu_ks + pool + 1) - tl.load(cu_ks + pool)).to(tl.int32)
         if probs is not None:
             tl.store(thresholds + pool, shift * temperature - pivot)
             write_probs(scores + begin, n, pivot, shift, inverse_temperature, probs + begin, WRITE_BLOCK)

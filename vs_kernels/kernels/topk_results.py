@@ -60,7 +60,7 @@ def write_choice(scores, n, kth, ties, first_row, indices, mask, BLOCK: tl.const
 
 
 @triton.jit
-def _logits(key, pivot, shift, inverse_temperature):
+def logits(key, pivot, shift, inverse_temperature):
     """Where k is 0 or n the shift is infinite, and so is every logit."""
     infinite = tl.abs(shift) == float("inf")
     return tl.where(infinite, shift, (finite_score(key) - pivot) * inverse_temperature + shift)
@@ -70,8 +70,15 @@ def _logits(key, pivot, shift, inverse_temperature):
 def write_probs(scores, n, pivot, shift, inverse_temperature, probs, BLOCK: tl.constexpr):
     for start in range(0, n, BLOCK):
         key, inside, _ = load_keys(scores, start, n, BLOCK)
-        value, _, _ = sigmoid(_logits(key, pivot, shift, inverse_temperature))
+        value, _, _ = sigmoid(logits(key, pivot, shift, inverse_temperature))
         tl.store(probs + start + tl.arange(0, BLOCK), value, mask=inside)
+
+
+@triton.jit
+def cross_entropy(x, kept):
+    """softplus(x) - m x, and p - m with the digits of p or of 1 - p."""
+    value, small, exp = sigmoid(x)
+    return softplus(tl.where(kept, -x, x), exp), tl.where(kept, tl.where(x < 0.0, small - 1.0, -small), value)
 
 
 @triton.jit
@@ -79,35 +86,15 @@ def write_loss(
     scores, n, k, kth, ties, pivot, shift, inverse_temperature, share, loss, grad_scores, BLOCK: tl.constexpr
 ):  # fmt: skip
     """``share`` times the sum of softplus(x) - m x over the pool, and its gradient; zero where k is 0 or n."""
-    moving = tl.where((k > 0) & (k < n), n, 0)
-    total_loss = tl.full([], 0.0, tl.float64)
-    total_slope = tl.full([], 0.0, tl.float64)
-    total_excess = tl.full([], 0.0, tl.float64)
+    moving = (k > 0) & (k < n)
+    total = tl.full([], 0.0, tl.float64)
     ties_before = tl.full([], 0, tl.int32)
-    for start in range(0, moving, BLOCK):
-        key, inside, _ = load_keys(scores, start, n, BLOCK)
-        kept, _, _, ties_before = kept_slots(key, inside, kth, ties, 0, ties_before)
-        x = _logits(key, pivot, shift, inverse_temperature)
-        value, small, exp = sigmoid(x)
-        # p - m, with the digits of p or of 1 - p.
-        excess = tl.where(kept, tl.where(x < 0.0, small - 1.0, -small), value)
-        term = softplus(tl.where(kept, -x, x), exp)
-        total_loss += tl.sum(tl.where(inside, term, 0.0), axis=0).to(tl.float64)
-        total_slope += tl.sum(tl.where(inside, small * (1.0 - small), 0.0), axis=0).to(tl.float64)
-        total_excess += tl.sum(tl.where(inside, excess, 0.0), axis=0).to(tl.float64)
-        # What the next loop reads.
-        tl.store(grad_scores + start + tl.arange(0, BLOCK), excess, mask=inside)
-    tl.store(loss, (total_loss * share).to(tl.float32))
-    # Where all probabilities are saturated none can move.
-    mean = (total_excess / tl.where(total_slope > 0.0, total_slope, 1.0)).to(tl.float32)
-    factor = tl.where(total_slope > 0.0, share * inverse_temperature, 0.0)
-    tl.debug_barrier()
     for start in range(0, n, BLOCK):
-        rows = start + tl.arange(0, BLOCK)
-        inside = rows < n
-        score = tl.load(scores + rows, mask=inside, other=0.0)
-        excess = tl.load(grad_scores + rows, mask=inside & (rows < moving), other=0.0)
-        # |p - m| is p or 1 - p, so that the slope follows from it.
-        distance = tl.abs(excess)
-        grad = factor * (excess - distance * (1.0 - distance) * mean)
-        tl.store(grad_scores + rows, tl.where(is_finite(score), grad, 0.0), mask=inside)
+        key, inside, score = load_keys(scores, start, n, BLOCK)
+        kept, _, _, ties_before = kept_slots(key, inside, kth, ties, 0, ties_before)
+        term, excess = cross_entropy(logits(key, pivot, shift, inverse_temperature), kept)
+        total += tl.sum(tl.where(inside & moving, term, 0.0), axis=0).to(tl.float64)
+        # sum(p) = k makes the sum of p - m over the pool 0, and with it what the shift adds to the gradient.
+        grad = tl.where(is_finite(score) & moving, share * inverse_temperature * excess, 0.0)
+        tl.store(grad_scores + start + tl.arange(0, BLOCK), grad, mask=inside)
+    tl.store(loss, (total * share).to(tl.float32))

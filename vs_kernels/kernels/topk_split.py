@@ -13,7 +13,7 @@ from torch import Tensor
 from vs_kernels.kernels.launch import launch
 from vs_kernels.kernels.pools import find_tile, first_tile, num_tiles
 from vs_kernels.kernels.scores import score_key
-from vs_kernels.kernels.topk_large import find_digit, unsigned
+from vs_kernels.kernels.topk_digits import find_digit, unsigned
 from vs_kernels.kernels.topk_results import kept_slots
 
 TILE_ROWS = 16384
