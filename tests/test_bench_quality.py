@@ -142,7 +142,7 @@ def test_the_shipped_selectors_are_those_that_the_docs_speak_of():
         features = make_features(model, task, "validation", 50, 5)
         indices = methods.learned(shipped_selectors(task, DEFAULT)[0])(features, 0.1)
         tokens = features.tokens.gather(1, indices[..., None].expand(-1, -1, 128))
-        right = correct_answers(model, task.side, tokens, indices, features.batch)
+        right = correct_answers(model, task.side, tokens, indices, *features.batch.words)
         assert right.mean() > 0.8
         logits = answer_logits(model, tokens, indices, task.side, features.batch.prompt)
         assert torch.equal(right, (logits.argmax(-1) == features.batch.labels).double().mean(1))

@@ -14,6 +14,7 @@ from vs_kernels.selection import Selection
 from vs_kernels.selector import VisionTokenSelector
 
 CHUNK = 50  # pictures
+ENCODED = 10  # pictures at once: the vision encoder has 576 patches of each, and more would not fit the caches
 
 
 class Features(NamedTuple):
@@ -35,13 +36,13 @@ class Features(NamedTuple):
 
 def make_features(model: nn.Module, task: Task, split: str, number: int, seed: int) -> Features:
     """Features of ``number`` new pictures; a longer set begins like a shorter one of the same ``seed``."""
-    chunks = []
+    chunks, encoded = [], []
     for start in range(0, number, CHUNK):
         batch = task.batch(np.random.default_rng([seed, start]), split, min(CHUNK, number - start))
-        chunks.append((*encode_with_attention(model, batch.pictures), batch))
-    tokens, attention, batches = zip(*chunks, strict=True)
-    batch = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
-    return Features(torch.cat(tokens), torch.cat(attention), batch)
+        chunks.append(batch)
+        encoded += [encode_with_attention(model, part) for part in batch.pictures.split(ENCODED)]
+    tokens, attention = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    return Features(tokens, attention, Batch(*(torch.cat(parts) for parts in zip(*chunks, strict=True))))
 
 
 class Answering(nn.Module):
@@ -94,7 +95,8 @@ def correct_answers(
     side: int,
     tokens: Tensor,  # [n, k, D]
     indices: Tensor | None,  # int64 [n, k], places of the tokens among side * side; None: all
-    batch: Batch,
+    prompt: Tensor,  # int64 [n, L], as the labels, of a Batch
+    labels: Tensor,
 ) -> Tensor:
     """float64 [n], the share of every picture's answers that are right.
 
@@ -104,8 +106,7 @@ def correct_answers(
     for start in range(0, len(tokens), CHUNK):
         rows = slice(start, start + CHUNK)
         places = None if indices is None else indices[rows]
-        logits = answer_logits(backbone, tokens[rows], places, side, batch.prompt[rows])
-        labels = batch.labels[rows]
-        asked = labels != IGNORED
-        shares.append(((logits.argmax(-1) == labels) & asked).sum(1).double() / asked.sum(1))
+        logits = answer_logits(backbone, tokens[rows], places, side, prompt[rows])
+        asked = labels[rows] != IGNORED
+        shares.append(((logits.argmax(-1) == labels[rows]) & asked).sum(1).double() / asked.sum(1))
     return torch.cat(shares)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.quality.answering import CHUNK, Features, correct_answers
+from bench.quality.answering import CHUNK, ENCODED, Features, correct_answers
 from bench.quality.methods import Method
 from bench.quality.model import encode
 from bench.quality.tasks import Task
@@ -56,28 +56,42 @@ def evaluate(
     """
 
     def all_tokens() -> Row:
-        shares = correct_answers(backbone, task.side, features.tokens, None, features.batch)
+        shares = correct_answers(backbone, task.side, features.tokens, None, *features.batch.words)
         return _row(task, ALL, 1.0, features.tokens.shape[1], [shares], [None])
 
     yield known(ALL, 1.0) or all_tokens()
     for budget in budgets:
-        for name, functions in methods.items():
-            if at is not None and budget not in at.get(name, budgets):
-                continue
-            if row := known(name, budget):
-                yield row
-                continue
-            outcomes, recalls = [], []
-            for choose in functions:
-                indices = choose(features, budget)
-                tokens = features.tokens.gather(1, indices[..., None].expand(-1, -1, features.tokens.shape[-1]))
-                outcomes.append(correct_answers(backbone, task.side, tokens, indices, features.batch))
-                recalls.append(recall(features.batch.relevant, indices))
-            yield _row(task, name, budget, indices.shape[1], outcomes, recalls)
+        rows = {name: known(name, budget) for name in methods if at is None or budget in at.get(name, budgets)}
+        chosen = {
+            name: [choose(features, budget) for choose in methods[name]] for name, row in rows.items() if row is None
+        }
+        outcomes = _outcomes(backbone, task, features, [indices for group in chosen.values() for indices in group])
+        for name, row in rows.items():
+            if row is None:
+                group = chosen[name]
+                recalls = [recall(features.batch.relevant, indices) for indices in group]
+                row = _row(task, name, budget, group[0].shape[1], [next(outcomes) for _ in group], recalls)
+            yield row
         side = math.isqrt(SelectionPlan.from_budget([task.side**2], budget).total_kept)
         yield known(DOWNSAMPLING, budget) or _row(
             task, DOWNSAMPLING, budget, side**2, [_downsampled(backbone, task, features, side)], [None]
         )
+
+
+def _outcomes(backbone: nn.Module, task: Task, features: Features, choices: Sequence[Tensor]) -> Iterator[Tensor]:
+    """What is right, float64 [n], after each of the choices [n, k]; a picture with the same tokens is read once."""
+    if not choices:
+        return
+    number = len(features.tokens)
+    pictures = torch.arange(number).repeat(len(choices))
+    distinct, case = torch.cat([pictures[:, None], torch.cat([*choices])], dim=1).unique(dim=0, return_inverse=True)
+    shares = []
+    for part in distinct.split(CHUNK):
+        rows, indices = part[:, 0], part[:, 1:]
+        words = (part[rows] for part in features.batch.words)
+        tokens = features.tokens[rows[:, None], indices]
+        shares.append(correct_answers(backbone, task.side, tokens, indices, *words))
+    yield from torch.cat(shares)[case].split(number)
 
 
 def recall(relevant: Tensor, indices: Tensor) -> float:
@@ -98,7 +112,7 @@ def soft_accuracy(
     scores = selector.scorer(features.tokens)
     plan = SelectionPlan.dense(*scores.shape, budget=budget)
     probs, _ = soft_topk(scores, plan, temperature)
-    shares = correct_answers(backbone, task.side, features.tokens * probs[..., None], None, features.batch)
+    shares = correct_answers(backbone, task.side, features.tokens * probs[..., None], None, *features.batch.words)
     return shares.mean().item()
 
 
@@ -108,11 +122,11 @@ def _downsampled(backbone: nn.Module, task: Task, features: Features, side: int)
     pictures = features.batch.pictures
     pixels = side * pictures.shape[1] // task.side
     tokens = []
-    for start in range(0, len(pictures), CHUNK):
-        channels_first = pictures[start : start + CHUNK].permute(0, 3, 1, 2).float()
+    for part in pictures.split(ENCODED):
+        channels_first = part.permute(0, 3, 1, 2).float()
         small = F.interpolate(channels_first, (pixels, pixels), mode="bilinear", antialias=True)
         tokens.append(encode(backbone, small.round().permute(0, 2, 3, 1)))
-    return correct_answers(backbone, side, torch.cat(tokens), None, features.batch)
+    return correct_answers(backbone, side, torch.cat(tokens), None, *features.batch.words)
 
 
 def _row(task: Task, method: str, budget: float, kept: int, outcomes: list[Tensor], recalls: list[float | None]) -> Row:

@@ -3,7 +3,7 @@
 from types import MethodType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
@@ -110,10 +110,34 @@ def answer_logits(
     after = torch.arange(side + 1, side + 2 + length).expand(3, batch, -1)
     grid = torch.stack([torch.ones_like(places), 1 + places // side, 1 + places % side])
     positions = torch.cat([torch.zeros(3, batch, 1, dtype=torch.long), grid, after], dim=2)
-    hidden = model.model.language_model(
-        inputs_embeds=torch.cat(embeddings, dim=1), position_ids=positions, use_cache=False
-    ).last_hidden_state
-    return model.lm_head(hidden[:, -length:])
+    language_model = model.model.language_model
+    *layers, last = language_model.layers
+    hidden = torch.cat(embeddings, dim=1)
+    rotations = language_model.rotary_emb(hidden, positions)
+    for layer in layers:
+        hidden = layer(hidden, position_embeddings=rotations)
+    return model.lm_head(language_model.norm(_last_places(last, hidden, rotations, length)))
+
+
+def _last_places(layer: nn.Module, hidden: Tensor, rotations: tuple[Tensor, Tensor], length: int) -> Tensor:
+    """The output [B, length, D] of a decoder layer for the last places alone; of the others nothing is read."""
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    query, key, value = (
+        projection(part).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for projection, part in (
+            (attention.q_proj, normed[:, -length:]),
+            (attention.k_proj, normed),
+            (attention.v_proj, normed),
+        )
+    )
+    cos, sin = (part[:, None] for part in rotations)
+    query = query * cos[:, :, -length:] + qwen.rotate_half(query) * sin[:, :, -length:]
+    key = key * cos + qwen.rotate_half(key) * sin
+    places = hidden.shape[1]
+    causal = torch.ones(length, places, dtype=torch.bool).tril(places - length)
+    out = F.scaled_dot_product_attention(query, key, value, causal, scale=attention.scaling, enable_gqa=True)
+    hidden = hidden[:, -length:] + attention.o_proj(out.transpose(1, 2).flatten(2))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 @torch.no_grad()

@@ -25,6 +25,11 @@ class Batch(NamedTuple):
     relevant: Tensor
     shown: Tensor
 
+    @property
+    def words(self) -> tuple[Tensor, Tensor]:
+        """prompt, labels."""
+        return self.prompt, self.labels
+
 
 class Task(NamedTuple):
     """Attributes:

@@ -29,7 +29,7 @@ BACKBONES: dict[str, tuple[Task, int, dict[str, Any]]] = {
 }
 # Recipes that train on all tokens.
 LONG_SEQUENCE = ("soft", "soft, small batches", "blend", "mask", "soft, then gather")
-COMPARED_BACKBONES = ("digits", "digits_early")
+COMPARED_BACKBONES = ("digits", "digits_whole", "digits_early")
 COMPARISON = WEIGHTS / "comparison.jsonl"
 
 
@@ -87,7 +87,7 @@ def compare(console: Console) -> None:
         for budget in (0.2, 0.1):
             indices = methods.learned(trained.selector)(validation, budget)
             tokens = validation.tokens.gather(1, indices[..., None].expand(-1, -1, TEXT_WIDTH))
-            right = correct_answers(backbone, task.side, tokens, indices, validation.batch)
+            right = correct_answers(backbone, task.side, tokens, indices, *validation.batch.words)
             record[f"accuracy@{budget}"] = right.mean().item()
             record[f"recall@{budget}"] = recall(validation.batch.relevant, indices)
         with COMPARISON.open("a") as file:
