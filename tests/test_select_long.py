@@ -16,7 +16,7 @@ if not HAS_TRITON:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from bench.traffic_count import counted, no_host_waits
-from vs_kernels.kernels import digits, select_long, tiles
+from vs_kernels.kernels import select_digits, select_long, tiles
 from vs_kernels.kernels.importance_scores import score_tokens
 from vs_kernels.kernels.tiles import Tile
 
@@ -30,7 +30,7 @@ VALUES = (0.0, -0.0, 1.0, 1.0 + 2**-23, 1.5, -1.0, 300.0, 1e-40, math.inf, -math
 def many_programs():
     """Small tiles, so that pools of some tens of scores take several programs of every kind."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(digits, "LONG", LONG)
+    patch.setattr(select_digits, "LONG", LONG)
     for name, size in {"TILE": 16, "BLOCK": 8, "GRANULE": 4}.items():
         patch.setattr(select_long, name, size)
     with patch.context(), use_backend("triton"), tiles.forced({"row_dots": Tile(4, 16, 1), "rows": Tile(2, 16, 1)}):
@@ -40,16 +40,16 @@ def many_programs():
 
 def counts_of(scores: Tensor, plan: SelectionPlan) -> Tensor:
     """What the scorer leaves, by its definition: counts of one and of two bytes of every long pool; state of zeros."""
-    counts = torch.zeros_like(digits.new_counts(scores, plan.num_pools))
+    counts = torch.zeros_like(select_digits.new_counts(scores, plan.num_pools))
     for begin, length in zip(plan.cu_lengths().tolist(), plan.lengths, strict=False):
         if length > LONG:
             score = scores[begin : begin + length]
             bits = torch.where(score == 0, 0.0, score).view(torch.int32).long() & 0xFFFFFFFF
             key = torch.where(bits >= 2**31, 2**32 - 1 - bits, bits + 2**31)
             key[score.isnan()] = 0
-            own = counts[begin // LONG * digits.COUNTS.value :]
+            own = counts[begin // LONG * select_digits.COUNTS.value :]
             own[:256] += torch.bincount(key >> 24, minlength=256).int()
-            own[256 : digits.COUNTS.value] += torch.bincount(key >> 16, minlength=65536).int()
+            own[256 : select_digits.COUNTS.value] += torch.bincount(key >> 16, minlength=65536).int()
     return counts
 
 

@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vs_kernels.kernels import digits
-from vs_kernels.kernels.digits import count_digits, counts_of_pool
+from vs_kernels.kernels import select_digits
 from vs_kernels.kernels.launch import launch, row_major
 from vs_kernels.kernels.pools import find_tile, first_tile, num_tiles
 from vs_kernels.kernels.scores import score_key
+from vs_kernels.kernels.select_digits import count_digits, counts_of_pool
 from vs_kernels.kernels.tiles import next_power_of_two, tile_of
 
 # Sums of tiles are read again by every program of the second launch: few tiles, each the work of many programs.
@@ -355,7 +355,7 @@ def score_tokens(
     cu_lengths: Tensor,  # int64 [S + 1]
     counted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Scores, mean tokens, mean keys and directions; with ``counted`` the counts of :mod:`digits`, else None."""
+    """Scores, mean tokens, mean keys and directions; with ``counted`` the counts of :mod:`select_digits`, else None."""
     total, width = tokens.shape
     hidden, num_pools, device = q_weight.shape[0], cu_lengths.shape[0] - 1, tokens.device
     tokens = row_major(tokens)
@@ -363,7 +363,7 @@ def score_tokens(
     mean_tokens, directions = (tokens.new_empty(num_pools, width, dtype=torch.float32) for _ in range(2))
     mean_keys = tokens.new_empty(num_pools, hidden, dtype=torch.float32)
     common = scores.new_empty(num_pools)
-    counts = digits.new_counts(scores, num_pools) if counted else None
+    counts = select_digits.new_counts(scores, num_pools) if counted else None
 
     sums, _, tile_rows = _column_sums(tokens, None, cu_lengths)
     _project(k_weight, k_bias, sums, None, cu_lengths, mean_tokens, None, mean_keys, tile_rows, 1.0)
@@ -372,7 +372,7 @@ def score_tokens(
     tiles = num_tiles(total, num_pools, tile.rows)
     launch(
         _row_dots_kernel, (tiles,), tokens, directions, common, cu_lengths, scores, counts, tokens.stride(0), num_pools,
-        tiles, hidden**-0.5, LONG=digits.LONG, WIDTH=width, BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns,
+        tiles, hidden**-0.5, LONG=select_digits.LONG, WIDTH=width, BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns,
         num_warps=tile.num_warps,
     )  # fmt: skip
     return scores, mean_tokens, mean_keys, directions, counts

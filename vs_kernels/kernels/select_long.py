@@ -13,13 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vs_kernels.kernels import digits
-from vs_kernels.kernels.digits import BINS, STATE, counted_digits, counts_of_pool
+from vs_kernels.kernels import select_digits
 from vs_kernels.kernels.launch import launch, row_major
 from vs_kernels.kernels.pools import find_tile, first_tile, num_tiles
 from vs_kernels.kernels.scores import MIN_KEY, score_key
+from vs_kernels.kernels.select_digits import BINS, STATE, counted_digits, counts_of_pool
 from vs_kernels.kernels.tiles import tile_of
-from vs_kernels.kernels.topk_large import find_digit
+from vs_kernels.kernels.topk_digits import find_digit
 from vs_kernels.kernels.topk_results import kept_slots
 
 TILE = 4096  # scores of a program of the first launch
@@ -174,7 +174,7 @@ def select_long(
 ) -> tuple[Tensor, Tensor]:
     """Kept rows [K, D] and their indices [K]."""
     (total, width), num_pools, tokens = tokens.shape, cu_lengths.shape[0] - 1, row_major(tokens)
-    state = counts[digits.num_counts(total) :]
+    state = counts[select_digits.num_counts(total) :]
     list_keys, list_rows = (scores.new_empty(total, dtype=torch.int32) for _ in range(2))
     choices = scores.new_empty(num_pools, 2, dtype=torch.int32)
     granules = num_tiles(total, num_pools, GRANULE)
@@ -183,7 +183,7 @@ def select_long(
     kept_tokens = tokens.new_empty(total_kept, width)
     launch(
         _select_kernel, (num_tiles(total, num_pools, TILE),), scores, cu_lengths, cu_ks, counts, state, list_keys,
-        list_rows, choices, before, num_pools, LONG=digits.LONG, TILE=TILE, BLOCK=BLOCK, GRANULE=GRANULE,
+        list_rows, choices, before, num_pools, LONG=select_digits.LONG, TILE=TILE, BLOCK=BLOCK, GRANULE=GRANULE,
         num_warps=WARPS,
     )  # fmt: skip
     tile = tile_of("rows", width, tokens.device)

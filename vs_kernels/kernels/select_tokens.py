@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vs_kernels.kernels import digits
+from vs_kernels.kernels import select_digits
 from vs_kernels.kernels.gather_tokens import gather_rows
 from vs_kernels.kernels.importance_scores import score_tokens
 from vs_kernels.kernels.select_long import select_long
@@ -20,7 +20,7 @@ def select_tokens(
     total_kept: int,
     max_length: int,
 ) -> tuple[Tensor, ...]:
-    counted = max_length > digits.LONG
+    counted = max_length > select_digits.LONG
     scores, *parts, counts = score_tokens(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, counted)
     if counts is not None:
         kept, indices = select_long(tokens, scores, counts, cu_lengths, cu_ks, total_kept)

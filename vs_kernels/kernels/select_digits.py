@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vs_kernels.kernels.scores import MIN_KEY
 from vs_kernels.kernels.topk import MOST_IN_REGISTERS
-from vs_kernels.kernels.topk_large import find_digit
+from vs_kernels.kernels.topk_digits import find_digit
 
 LONG = MOST_IN_REGISTERS  # scores; longer pools are counted
 BINS = tl.constexpr(256)
