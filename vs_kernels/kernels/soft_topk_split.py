@@ -96,7 +96,7 @@ def _count_kernel(
     rows = begin + tl.arange(0, TILE_ROWS)
     inside = rows < end
     key = score_key(tl.load(scores + rows, mask=inside, other=0.0))
-    first = first_tile(tl.load(cu_lengths + pool), pool, TILE_ROWS)
+    _, first, tiles = _tiles_of(cu_lengths, pool, TILE_ROWS)
     if STEP == 0:
         digits = (unsigned(key) >> 20).to(tl.int32)
         tl.store(extremes + tile, tl.max(tl.where(inside, key, MIN_KEY), axis=0))
@@ -107,7 +107,6 @@ def _count_kernel(
         if tile == 0:
             tl.store(counters + num_pools, 0)
     else:
-        _, first, tiles = _tiles_of(cu_lengths, pool, TILE_ROWS)
         k = (tl.load(cu_ks + pool + 1) - tl.load(cu_ks + pool)).to(tl.int32)
         digit, above, reach = find_digit_of_tiles(reached, groups, first, tiles, k, BINS)
         if tile == first:
@@ -331,7 +330,7 @@ def _evaluate_kernel(
 
 
 @triton.jit
-def _kept_before(reached, groups, window_reached, window_groups, state, num_tiles, first, tiles):
+def _kept_before(reached, window_reached, window_groups, state, num_tiles, first, tiles):
     """How many keys of the first ``tiles`` tiles of a pool are above the k-th, and how many equal to it."""
     place = tl.load(state + PLACE)
     within = add_column(window_reached, first, tiles, WINDOW, place + 1)
@@ -347,7 +346,7 @@ def _kept_before(reached, groups, window_reached, window_groups, state, num_tile
 
 @triton.jit(do_not_specialize=["num_pools", "num_tiles"])
 def _write_kernel(
-    scores, cu_lengths, cu_ks, reached, groups, state, counters, window_reached, window_groups, pivots, shifts,
+    scores, cu_lengths, cu_ks, reached, state, counters, window_reached, window_groups, pivots, shifts,
     indices,  # int64 [K]; None: not wanted, as for all that follow
     mask,  # bool [T]
     probs,  # float32 [T]
@@ -375,7 +374,7 @@ def _write_kernel(
     above_before, ties_before = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
     if (indices is not None) | (mask is not None) | (loss is not None):
         above_before, ties_before = _kept_before(
-            reached, groups, window_reached, window_groups, state, num_tiles, first, (tile - first).to(tl.int32)
+            reached, window_reached, window_groups, state, num_tiles, first, (tile - first).to(tl.int32)
         )
     total = tl.full([], 0.0, tl.float64)
     for offset in range(0, (end - begin).to(tl.int32), BLOCK):
@@ -447,7 +446,7 @@ def soft_topk_split(
         return
     partial_losses = None if loss is None else scores.new_empty(tiles, dtype=torch.float64)
     launch(
-        _write_kernel, (tiles,), *pools, reached, groups, state, counters, window_reached, window_groups, pivots,
+        _write_kernel, (tiles,), *pools, reached, state, counters, window_reached, window_groups, pivots,
         shifts, indices, mask, probs, partial_losses, loss, grad_scores, *counts, inverse, share, TILE_ROWS=TILE_ROWS,
         BLOCK=min(BLOCK, TILE_ROWS), num_warps=8,
     )  # fmt: skip
