@@ -65,15 +65,19 @@ def test_traffic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     ran = []
     case = gpu_cases.Case("op", "N=1", lambda: None, 0, 0)
-    made = [case._replace(operator=name, call=lambda name=name: ran.append(name)) for name in ("a", "b", "  backward")]
-    monkeypatch.setattr(gpu_cases, "cases", lambda *_: made)
+    a, backward, b, c = (
+        case._replace(operator=name, call=lambda name=name: ran.append(name)) for name in ("a", "  backward", "b", "c")
+    )
+    monkeypatch.setattr(gpu_cases, "cases", lambda *_: [a, backward])
+    monkeypatch.setattr(gpu_cases, "long_cases", lambda _: [b])
+    monkeypatch.setattr(gpu_cases, "long_selection", lambda: c)
     monkeypatch.setattr(library, "triton_kernels", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(traffic_count, "no_host_waits", lambda: contextlib.nullcontext())
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    options = ["--check", "--out", str(tmp_path)]
+    options = ["--check", "--long-lengths", "7", "--out", str(tmp_path)]
     found = _goes_on(monkeypatch, tmp_path / "traffic.jsonl", "traffic", lambda: traffic.main(options))
-    assert [record["call"] for record in found] == ["a", "b", "b backward"]
-    assert ran == ["a", "a", "b", "b", *["  backward"] * 4]
+    assert [record["call"] for record in found] == ["a", "a backward", "b", "c"]
+    assert ran == ["a"] * 2 + ["  backward"] * 2 + ["b"] * 4 + ["c"] * 2
 
 
 def test_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
