@@ -104,8 +104,8 @@ def _parser() -> Arguments:
     parser = Arguments(PROGRAM, description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024], metavar="N", help="tokens (default: 1024)")
     parser.add_argument(
-        "--long-lengths", type=int, nargs="*", default=[65536, 262144], metavar="N",
-        help="tokens, for operators that see scores alone (default: 65536 262144)",
+        "--long-lengths", type=int, nargs="*", default=[65536], metavar="N",
+        help="tokens, for operators that see scores alone (default: 65536)",
     )  # fmt: skip
     parser.add_argument("--width", type=int, default=3584, metavar="D", help="columns of a token (default: 3584)")
     parser.add_argument("--out", type=Path, default=Path("out/traffic"), metavar="DIR", help="default: out/traffic")
