@@ -97,12 +97,13 @@ inline void finish_writes() {
 #endif
 }
 
-// f(begin, end) for parts of `count` rows, on all threads.
+// f(begin, end) for parts of `count` rows, on all threads. Each thread waits for its writes once: after every part,
+// also those into the caches would be waited for.
 template <class F>
 void for_row_parts(const Rows& rows, int64_t count, const F& f) {
   const int64_t part_rows = std::max<int64_t>(1, 65536 / (rows.row_bytes() + 1));
-  for_each_part(count, part_rows, [&](int64_t, int64_t begin, int64_t end) {
-    f(begin, end);
+  torch::stable::parallel_for(0, num_parts(count, part_rows), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) f(i * part_rows, std::min(count, (i + 1) * part_rows));
     finish_writes();
   });
 }
