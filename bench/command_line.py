@@ -10,7 +10,6 @@ from typing import ParamSpec
 from rich.console import Console
 
 from bench.ops_verify import WrongResult
-from vs_kernels.plan import check_budget
 
 Parameters = ParamSpec("Parameters")
 
@@ -20,16 +19,6 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= 1")
     return int(text)
-
-
-def budget(text: str) -> float:
-    """A retention budget, or the error that argparse shows."""
-    try:
-        share = float(text)
-        check_budget(share)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number in (0, 1]") from None
-    return share
 
 
 def exit_codes(program: str) -> Callable[[Callable[Parameters, int]], Callable[Parameters, int]]:

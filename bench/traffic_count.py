@@ -105,10 +105,10 @@ class HostWait(AssertionError):
 
 
 @contextlib.contextmanager
-def no_host_waits() -> Iterator[None]:
+def no_host_waits() -> Iterator[list[Any]]:
     """What would make the host wait for a GPU raises: reading a value of a tensor, a shape that depends on values.
 
-    Kernels do not run in this context, so that only the launchers are judged.
+    Kernels do not run in this context, so that only the launchers are judged; it yields the list of their launches.
 
     Raises:
         HostWait: in the offending call.
@@ -117,8 +117,9 @@ def no_host_waits() -> Iterator[None]:
     def wait(*_: Any, **__: Any) -> Any:
         raise HostWait("a launcher reads a value of a tensor on the host")
 
+    launches: list[Any] = []
     with contextlib.ExitStack() as stack:
         for method in HOST_READS:
             stack.enter_context(mock.patch.object(Tensor, method, wait))
-        stack.enter_context(mock.patch.object(launch, "_run", lambda *_: None))
-        yield
+        stack.enter_context(mock.patch.object(launch, "_run", lambda *launched: launches.append(launched)))
+        yield launches

@@ -4,10 +4,12 @@ The oracle is the unpatched model on the full prompt, told by its attention mask
 position_ids to leave the others where they are: it must agree with the compact prompt to rounding.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-from tiny_models import HIDDEN_SIZE, IMAGE, VIDEO, qwen2_5_vl, qwen2_vl
+from tiny_models import HIDDEN_SIZE, IMAGE, VIDEO, prompt, qwen2_5_vl, qwen2_vl
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,6 +30,17 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "videos": {"rows": ([5, CLIP, 3, CLIP, 2], [4, CLIP, 4])},
     "image and video": {"rows": ([5, SMALL, 3, CLIP, 4, WIDE, 2], [4, CLIP, 2], [3, TALL, 6])},
 }
+
+
+@pytest.fixture(name="family", params=FAMILIES)
+def each_family(request: pytest.FixtureRequest) -> Callable[..., PreTrainedModel]:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(name="inputs", params=PROMPTS)
+def each_prompt(request: pytest.FixtureRequest) -> dict[str, Tensor]:
+    spec = PROMPTS[request.param]
+    return prompt(*spec["rows"], side=spec.get("side", "left"))
 
 
 def make_selector(in_features: int = HIDDEN_SIZE, **options: Any) -> VisionTokenSelector:

@@ -165,7 +165,7 @@ def test_a_trained_selector(model: Path, data: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--selector", "missing/folder/there"], "missing/folder/there: no such directory"),
-        (["--budgets", "0"], "got 0, expected a number in"),
+        (["--budgets", "0"], "got '0', expected a number in"),
         (["--pool", "batch"], "invalid choice"),
     ],
 )

@@ -7,11 +7,11 @@ position_ids to leave the others where they are: it must agree with the compact 
 from collections.abc import Callable
 from typing import Any
 
+import oracle
 import pytest
 import torch
 from oracle import (
     ATTENTIONS,
-    FAMILIES,
     LOGIT_TOLERANCE,
     PROMPTS,
     SMALL,
@@ -34,17 +34,7 @@ from vs_kernels.baselines import Baseline, DivPrune, TokenNorm, VisionZip
 from vs_kernels.integrations.transformers import SelectorHandle, attach_selector
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Callable[..., PreTrainedModel]:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(params=PROMPTS)
-def inputs(request: pytest.FixtureRequest) -> dict[str, Tensor]:
-    spec = PROMPTS[request.param]
-    return prompt(*spec["rows"], side=spec.get("side", "left"))
+family, inputs = oracle.each_family, oracle.each_prompt
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -4,11 +4,11 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import oracle
 import pytest
 import torch
 from oracle import (
     ATTENTIONS,
-    FAMILIES,
     LOGIT_TOLERANCE,
     PROMPTS,
     SMALL,
@@ -26,17 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 from vs_kernels.integrations.transformers import SelectorHandle, attach_selector
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Callable[..., PreTrainedModel]:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(params=PROMPTS)
-def inputs(request: pytest.FixtureRequest) -> dict[str, Tensor]:
-    spec = PROMPTS[request.param]
-    return prompt(*spec["rows"], side=spec.get("side", "left"))
+family, inputs = oracle.each_family, oracle.each_prompt
 
 
 @pytest.mark.parametrize(

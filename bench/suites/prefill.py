@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from bench.command_line import budget, count, ending, exit_codes
+from bench.command_line import count, ending, exit_codes
 from bench.harness import Arguments, Clock, Recorder, device_argument, environment, peak_memory
 from bench.photo import PATCH, read_photo
 from bench.prefill_summary import (
@@ -29,6 +29,7 @@ from bench.prefill_summary import (
     total_ideal,
 )
 from bench.results import load, write_csv
+from vs_kernels.arguments import budget
 from vs_kernels.plan import SelectionPlan
 
 if TYPE_CHECKING:  # transformers takes seconds to import, for which a mistyped argument should not wait

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.command_line import budget, count, ending, exit_codes
+from bench.command_line import count, ending, exit_codes
 from bench.harness import Arguments, Recorder, environment
 from bench.ops_verify import WrongResult
 from bench.photo import PATCH, read_photo
 from bench.results import load, write_csv
+from vs_kernels.arguments import budget
 from vs_kernels.integrations.vllm import vllm_version
 from vs_kernels.plan import SelectionPlan
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vs_kernels.plan import check_budget
+from vs_kernels.arguments import budget
 
 BUDGETS = [1.0, 0.3, 0.2, 0.1]
 
@@ -25,7 +25,7 @@ def add_to(commands: Any) -> None:
         required=True,
         help="directory, file or hub id of a trained selector, or random, uniform_grid, token_norm, divprune, dart",
     )
-    parser.add_argument("--budgets", type=_budget, nargs="+", default=BUDGETS, help="default: 1.0 0.3 0.2 0.1")
+    parser.add_argument("--budgets", type=budget, nargs="+", default=BUDGETS, help="default: 1.0 0.3 0.2 0.1")
     parser.add_argument("--pool", choices=("image", "call"), default="image", help="what competes for a budget")
     parser.add_argument("--out", type=Path, default=Path("out/evaluate"), help="directory of answers and results")
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
@@ -66,12 +66,3 @@ def run(options: argparse.Namespace) -> int:
         print(f"{row['budget']:>8}{scores}{row['prefill_seconds'] * 1e3:>9.1f} ms{row['questions']:>11}")
     print(f"{options.out / RESULTS}, {options.out / CHART}")
     return 0
-
-
-def _budget(text: str) -> float:
-    try:
-        budget = float(text)
-        check_budget(budget)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text}, expected a number in (0, 1]") from None
-    return budget
