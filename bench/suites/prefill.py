@@ -194,7 +194,8 @@ def _frames(text: str) -> int:
 
 def _print_header(console: Console, subjects: "list[Subject]", facts: dict[str, Any], image: Path | None) -> None:
     _, rows, columns = subjects[0].grids[0]
-    prompts = "; ".join(f"{subject.request}: {sum(subject.lengths):,} visual tokens" for subject in subjects)
+    held = [(f"{subject.request}", f"{sum(subject.lengths):,} visual tokens") for subject in subjects]
+    prompts = "; ".join(tokens if request == tokens else f"{request}: {tokens}" for request, tokens in held)
     lines = {
         "model": f"{subjects[0].description}; attention {facts['attention']}",
         "photo": f"{image or 'astronaut (scikit-image)'}, {columns * PATCH} x {rows * PATCH} pixels for the model",
@@ -335,6 +336,7 @@ def _draw(
             f"{base.visual_tokens:,} visual tokens, {facts['dtype']}, {facts['cpu']}, {facts['threads']} threads, "
             f"device {facts['device']}; medians of {facts['rounds']} interleaved rounds",
             "Dashed, the ideal: selection is free and the LLM's time in proportion to its sequence.",
+            *(["Disturbed by other programs: repeat it on a quiet machine."] if noise(rows) else []),
         ],
         [row.budget for row in rows],
         [

@@ -165,7 +165,8 @@ def _evaluate(args: argparse.Namespace, tasks: list[Any], recorder: Recorder, co
     }
     (args.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     console.print(
-        "Underlined: the best method without training. Dim: recall of the relevant tokens. "
+        "Share of the answers that are right, ± its standard error, and recall, the share of the relevant tokens that "
+        "is kept. Underlined: the best method without training. "
         f"{len(selectors)} seeds of learned, {len(methods.RANDOM_SEEDS)} of random.",
         style="dim",
     )
