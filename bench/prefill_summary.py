@@ -35,7 +35,7 @@ class Row(NamedTuple):
         llm_ideal: speed-up of an LLM whose time is in proportion to its sequence: the token ratio.
         llm_alone: median seconds of the LLM, without selection, on as many tokens of text, in the same rounds; None
             where it was not measured.
-        total_ideal: speed-up of the call with that LLM and a selection that is free.
+        total_ideal: speed-up of the call with that LLM, this budget's ViT and a selection that is free.
         selection_share: selection over the LLM's prefill.
     """
 
@@ -88,19 +88,22 @@ def summarise(samples: Sequence[dict[str, Any]]) -> list[Row]:
                 llm_process_speedup=base_process["llm"] / process["llm"],
                 llm_ideal=llm_ideal,
                 llm_alone=quantiles(alone)["q50"] if alone else None,
-                total_ideal=total_ideal(base_wall, llm_ideal),
+                total_ideal=total_ideal(base_wall, wall["vit"], llm_ideal),
                 selection_share=wall["selection"] / wall["llm"],
             )
         )
     return rows
 
 
-def total_ideal(base: dict[str, float], llm_ideal: float) -> float:
+def total_ideal(base: dict[str, float], vit: float, llm_ideal: float) -> float:
     """Speed-up of a whole call whose LLM becomes ``llm_ideal`` times faster and whose selection costs nothing.
 
-    ``base`` holds the baseline's seconds by stage.
+    Args:
+        base: the baseline's seconds by stage.
+        vit: seconds of the vision encoder in the calls that are compared with it: it does the same work at every
+            budget, and its noise is not the selection's.
     """
-    return base["total"] / (base["total"] - base["selection"] - base["llm"] * (1 - 1 / llm_ideal))
+    return base["total"] / (vit + base["llm"] / llm_ideal)
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.models import Architecture, parameters, pretrained_model, random_model
+from bench.packing import can_pack, pack_linear_layers
 from bench.prompt import Request, pretrained_inputs, random_model_inputs
 from vs_kernels import ImportanceScorer, VisionTokenSelector
 from vs_kernels.integrations.transformers import attach_selector
@@ -24,6 +25,7 @@ class Subject:
     inputs: arguments of the model for it.
     description: the model in words.
     caveat: what the run cannot show, a sentence; empty with trained weights.
+    packed: whether the linear layers' weights were packed once, see :mod:`bench.packing`.
     """
 
     model: PreTrainedModel
@@ -32,6 +34,7 @@ class Subject:
     inputs: dict[str, Tensor]
     description: str
     caveat: str
+    packed: bool
 
     @property
     def grids(self) -> list[tuple[int, int, int]]:
@@ -55,6 +58,7 @@ def load_subjects(
     dtype: torch.dtype,
     attention: str,
     seed: int,
+    pack: bool = False,
 ) -> list[Subject]:
     """Put one subject together for every request, all with one model; the cheap parts first, so that a mistake shows
     before the weights are read.
@@ -67,6 +71,7 @@ def load_subjects(
         device, dtype: of model and selector.
         attention: the model's implementation, as transformers names it: "sdpa", "flash_attention_2", "eager".
         seed: of everything random.
+        pack: the model's linear layers, where device and dtype allow: for inference alone.
 
     Raises:
         ValueError: a part cannot be had or does not fit the others; one line that names it.
@@ -91,6 +96,9 @@ def load_subjects(
         attach_selector(network, trained).detach()
 
     llm, vit = (parameters(part) / 1e6 for part in (network.model.language_model, network.model.visual))
+    packed = pack and can_pack(device, dtype)
+    if packed:
+        pack_linear_layers(network.model)  # the head reads its weight once for one token, and shares it
     caveat = ""
     if made_up or selector is None:
         what = "Random weights" if made_up else "An untrained selector"
@@ -103,6 +111,7 @@ def load_subjects(
             inputs={name: tensor.to(device) for name, tensor in tensors.items()},
             description=f"{name}{', random weights' if made_up else ''}: LLM {llm:,.0f} M, ViT {vit:,.0f} M parameters",
             caveat=caveat,
+            packed=packed,
         )
         for request, tensors in zip(requests, inputs, strict=True)
     ]

@@ -119,11 +119,14 @@ def tiny(tmp_path):
 
 
 def test_a_run_writes_its_records_its_summary_and_its_pictures(tiny, tmp_path, capsys):
+    from bench.packing import can_pack
+
     assert tiny("--rounds", "2", "--budgets", "0.2", "0.5") == 0
 
     run, unpatched, *samples, end = _records(tmp_path)
     assert (run["record"], unpatched["record"], end["record"]) == ("run", "unpatched", "end")
     assert run["seed"] == 0 and run["dtype"] == "float32" and "tiny" in run["model"]
+    assert run["packed"] is can_pack(CPU, torch.float32)
     assert [(sample["round"], sample["budget"]) for sample in samples] == [
         *[(1, 1.0), (1, 0.5), (1, 0.2)],
         *[(2, 0.2), (2, 0.5), (2, 1.0)],
@@ -298,9 +301,34 @@ def test_weights_and_selector_from_files(tiny, tmp_path, capsys):
     assert "got a scorer of tokens with 32 features, expected 64" in capsys.readouterr().err
 
 
-def _sample(budget: float, length: int, *, llm: float, selection: float) -> dict:
-    """A sample as a run records it, of 1,000 visual tokens, 50 of text, and a ViT of 2 s."""
-    wall = {"vit": 2.0, "selection": selection, "llm": llm, "total": 2.0 + selection + llm}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_linear_layers_compute_the_same(dtype):
+    from bench.models import TINY, random_model
+    from bench.packing import PackedLinear, can_pack, pack_linear_layers
+
+    if not can_pack(CPU, dtype):
+        pytest.skip("this processor or build of PyTorch has no packed linear layers in this dtype")
+    model = random_model(TINY, CPU, dtype, seed=1)
+    ids = torch.arange(40).view(2, 20)
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        layers = sum(type(module) is torch.nn.Linear for module in model.model.modules())
+        pack_linear_layers(model.model)
+        logits = model(input_ids=ids).logits
+    assert sum(type(module) is PackedLinear for module in model.model.modules()) == layers > 10
+    assert not any(type(module) is torch.nn.Linear for module in model.model.modules())
+    torch.testing.assert_close(logits, expected, atol=1e-5 if dtype == torch.float32 else 5e-2, rtol=0)
+
+
+def test_a_model_can_be_left_unpacked(tiny, tmp_path, capsys):
+    assert tiny("--rounds", "1", "--budgets", "0.2", "--no-packing") == 0
+    assert _records(tmp_path)[0]["packed"] is False
+    assert "packed" not in capsys.readouterr().out
+
+
+def _sample(budget: float, length: int, *, llm: float, selection: float, vit: float = 2.0) -> dict:
+    """A sample as a run records it, of 1,000 visual tokens and 50 of text."""
+    wall = {"vit": vit, "selection": selection, "llm": llm, "total": vit + selection + llm}
     times = {f"{stage}_{kind}_s": value for stage, value in wall.items() for kind in ("wall", "process")}
     tokens = {"visual_tokens": length - 50, "sequence_length": length, "kv_cache_bytes": length * 1000}
     return {"budget": budget, **tokens, **times}
@@ -318,6 +346,12 @@ def test_the_summary_takes_medians_and_compares_with_the_largest_budget():
     assert row.total_ideal == pytest.approx(7.35 / 3.25)
     assert row.selection_share == pytest.approx(0.05 / 1.25)
     assert row.spread == pytest.approx(0.75 / 3.3)
+
+
+def test_a_slower_vision_encoder_is_no_fault_of_the_selection():
+    base = _sample(1.0, 1050, llm=5.25, selection=0.0)
+    row = summarise([base, _sample(0.2, 250, llm=1.25, selection=0.0, vit=2.5)])[1]
+    assert row.total_speedup == row.total_ideal == pytest.approx(7.25 / 3.75)
 
 
 @pytest.mark.parametrize(
