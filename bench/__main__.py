@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
     folders = {folder: described(folder) for folder in ("suites", "commands")}
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m bench SUITE [options]    (python -m bench SUITE --help for its options)")
+        print("       python -m bench SUITE --processes N [options]    in N processes, as compare wants them")
         for folder, known in folders.items():
             print(f"\n{folder}")
             for name, description in known.items():
@@ -34,6 +35,11 @@ def main(argv: list[str]) -> int:
     # which the thread they wait for could run, and their CPU time counts as this process's.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself otherwise
+    if folder == "suites":
+        from bench import processes
+
+        if processes.wanted(options):
+            return processes.main(name, options)
     return importlib.import_module(f"bench.{folder}.{name}").main(options)
 
 

@@ -1,31 +1,36 @@
-"""Which differences between two runs are beyond noise.
+"""Which differences between two results are beyond noise.
 
-Times: a series is compared by the medians of its rounds, as they are and, where a competitor without code of this
-library was timed in the same case, as multiples of it: a change of the library moves both, a slower phase of the
-machine the first, a disturbed competitor the second. A difference is reported where all of these hold:
+Times: a process can be slower than another of the same code for as long as it lives, by where its memory came to lie.
+So the process is what is counted: a result has several runs of a suite, each a process of its own, and of every run the
+median of a series. They are compared less what the suite's competitors, without code of this library, moved on average
+and, where one of them was timed in the same case, as multiples of it: a change of the library moves both, a phase of
+the machine that is slower for some work the first, a disturbed competitor the second. A difference is reported where
+all of these hold:
 
-- The two-sided Mann-Whitney rank test rejects equality of the rounds, of both: noise from round to round.
-- The medians moved farther than those of the suite's competitors did between the two runs, which no commit can have
-  caused: noise from run to run, of which the rounds of one run know nothing. See :func:`chance`.
-- Both moved the same way, by more than ``LEAST``, the first after what competitors moved on average is taken off.
+- Every run of one result was slower than every run of the other, and Student's t test of the logarithms rejects that
+  they are equal, in both: noise from process to process.
+- The medians moved farther than those of the competitors did between the two results, which no commit can have caused:
+  noise from hour to hour, which all runs of a result share. See :func:`chance`.
+- Both moved the same way, by more than ``LEAST``.
 
-The larger of the p values counts, after Holm's correction for all series together, at ``ALPHA``. Where a suite has
-fewer than two competitors, nothing can be told. Counts (bytes, launches, registers, answers) have no noise: any
-difference is one.
+The larger of the p values counts, after Holm's correction for all series together, at ``ALPHA``. With fewer than
+``FEWEST_RUNS`` runs of a suite, or fewer than two competitors in it, nothing can be told of times. Counts (bytes,
+launches, registers, answers) have no noise: any difference is one.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.stats import mannwhitneyu, t
+from scipy.stats import t, ttest_ind
 
 from bench.harness import quantiles
 from bench.results import SECONDS, Series, SuiteRun, series
 
 ALPHA, LEAST = 0.01, 0.1
-FEWEST_ROUNDS = 5  # below, no rank test can tell anything
+# Where each process is slow or fast by the toss of a coin, one in 500 pairs of results has all slow in one of them.
+FEWEST_RUNS = 5
 GOOD_WHEN_LARGER = ("share of answers", "as promised")
 
 Key = tuple[str, str, str, str]
@@ -36,7 +41,7 @@ class Change(NamedTuple):
 
     Attributes:
         key: suite, case, provider, unit.
-        before, after: medians in the unit.
+        before, after: medians of the runs' medians, in the unit.
         ratio: after over before; of times, less what the competitors moved on average, or as multiples of a competitor,
             whichever changed less; 1 where those contradict each other.
         p_value: after Holm's correction; 0 for counts that differ, 1 where nothing can be told.
@@ -61,9 +66,9 @@ class Change(NamedTuple):
 
 class Comparison(NamedTuple):
     """Attributes:
-    changes: all series that are in both runs.
-    untested: times with too few rounds for a test, or without a competitor in their suite.
-    drift: by suite, how far the competitors moved between the two runs: logarithms, one for each.
+    changes: all series that are in both results.
+    untested: times of too few runs for a test, or without competitors in their suite.
+    drift: by suite, how far the competitors moved between the two results: logarithms, one for each.
     """
 
     changes: list[Change]
@@ -80,29 +85,38 @@ def compare(before: Sequence[SuiteRun], after: Sequence[SuiteRun]) -> Comparison
     untested = 0
     for key in shared:
         a, b = first[key], second[key]
-        if a.unit != SECONDS:
-            same = a.values == b.values
-            ratio = 1.0 if same else (b.median or 1e-9) / (a.median or 1e-9)
-            changes.append(Change(key, a.median, b.median, ratio, 1.0 if same else 0.0))
+        if key[3] != SECONDS:
+            same = all(one.values == a[0].values for one in (*a, *b))
+            before_after = _median(_medians(a)), _median(_medians(b))
+            ratio = 1.0 if same else (before_after[1] or 1e-9) / (before_after[0] or 1e-9)
+            changes.append(Change(key, *before_after, ratio, 1.0 if same else 0.0))
             continue
-        if a.control:
+        if a[0].control:
             continue
-        pairs = [(a.rounds, b.rounds)]
-        if relative := _beside_control(first, second, key):
-            pairs.append(relative)
-        if min(len(rounds) for pair in pairs for rounds in pair) < FEWEST_ROUNDS or len(drift.get(key[0], ())) < 2:
+        if min(len(a), len(b)) < FEWEST_RUNS or len(drift.get(key[0], ())) < 2:
             untested += 1
             continue
-        moves = [math.log(quantiles(after)["q50"] / quantiles(before)["q50"]) for before, after in pairs]
-        of_chance = chance(moves[0], drift[key[0]])
-        moves[0] -= statistics.fmean(drift[key[0]])
+        old, new = _medians(a), _medians(b)
+        machine = math.exp(statistics.fmean(drift[key[0]]))
+        pairs = [(old, [value / machine for value in new])]
+        if relative := _beside_control(first, second, key):
+            pairs.append(relative)
+        moves = [math.log(_median(after) / _median(before)) for before, after in pairs]
         agree = all(move > 0 for move in moves) or all(move < 0 for move in moves)
         ratio = math.exp(min(moves, key=abs)) if agree else 1.0
-        of_rounds = max(float(mannwhitneyu(*pair, alternative="two-sided").pvalue) for pair in pairs)
-        p_values.append(max(of_rounds, of_chance))
-        times.append(Change(key, a.median, b.median, ratio, 1.0))
+        of_chance = chance(math.log(_median(new) / _median(old)), drift[key[0]])
+        p_values.append(max(of_chance, *(of_processes(*pair) for pair in pairs)))
+        times.append(Change(key, _median(old), _median(new), ratio, 1.0))
     changes += [change._replace(p_value=p) for change, p in zip(times, holm(p_values), strict=True)]
     return Comparison(changes, untested, drift)
+
+
+def of_processes(before: Sequence[float], after: Sequence[float]) -> float:
+    """The p value of equal times of the processes of two results; 1 where those of neither are all the larger ones."""
+    if max(before) >= min(after) and max(after) >= min(before):
+        return 1.0
+    logs = ([math.log(value) for value in values] for values in (before, after))
+    return float(ttest_ind(*logs).pvalue)
 
 
 def chance(move: float, null: Sequence[float]) -> float:
@@ -125,29 +139,44 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _by_key(runs: Sequence[SuiteRun]) -> dict[Key, Series]:
-    return {(one.suite, one.case, one.provider, one.unit): one for run in runs for one in series(run) if one.values}
+Result = dict[Key, list[Series]]  # of every series, one of each run
 
 
-def _drift(first: Mapping[Key, Series], second: Mapping[Key, Series], shared: Sequence[Key]) -> dict[str, list[float]]:
+def _by_key(runs: Sequence[SuiteRun]) -> Result:
+    found: Result = {}
+    for run in runs:
+        for one in series(run):
+            if one.values:
+                found.setdefault((one.suite, one.case, one.provider, one.unit), []).append(one)
+    return found
+
+
+def _medians(runs: Sequence[Series]) -> list[float]:
+    return [one.median for one in runs]
+
+
+def _median(values: Sequence[float]) -> float:
+    return quantiles(values)["q50"]
+
+
+def _drift(first: Result, second: Result, shared: Sequence[Key]) -> dict[str, list[float]]:
     moves: dict[str, list[float]] = {}
     for key in shared:
-        if first[key].control and first[key].unit == SECONDS:
-            moves.setdefault(key[0], []).append(math.log(second[key].median / first[key].median))
+        if first[key][0].control and key[3] == SECONDS:
+            before, after = (_median(_medians(runs[key])) for runs in (first, second))
+            moves.setdefault(key[0], []).append(math.log(after / before))
     return moves
 
 
-def _beside_control(
-    first: Mapping[Key, Series], second: Mapping[Key, Series], key: Key
-) -> tuple[list[float], list[float]] | None:
-    """The rounds of both runs as multiples of a control that was timed in them; None where there is none."""
-    ours = first[key].rounds, second[key].rounds
+def _beside_control(first: Result, second: Result, key: Key) -> tuple[list[float], list[float]] | None:
+    """The runs of both results as multiples of a control that was timed in them; None where there is none."""
     for other, control in first.items():
-        if control.control and other[:2] == key[:2] and other in second and _beside(key, other):
-            theirs = control.rounds, second[other].rounds
-            if [len(rounds) for rounds in theirs] == [len(rounds) for rounds in ours]:
-                a, b = ([x / y for x, y in zip(*pair, strict=True)] for pair in zip(ours, theirs, strict=True))
-                return a, b
+        if control[0].control and other[:2] == key[:2] and other in second and _beside(key, other):
+            theirs = _medians(control), _medians(second[other])
+            ours = _medians(first[key]), _medians(second[key])
+            if [len(runs) for runs in theirs] == [len(runs) for runs in ours]:
+                before, after = ([x / y for x, y in zip(*pair, strict=True)] for pair in zip(ours, theirs, strict=True))
+                return before, after
     return None
 
 

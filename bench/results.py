@@ -20,7 +20,6 @@ class Series(NamedTuple):
         suite, case, provider: what was measured, and whose.
         unit: of the values: "s" of times, else something that was counted, such as "bytes" or "launches".
         values: seconds of all samples in the order of time, or the one count.
-        per_round: samples of one round; the rounds of the providers of a case are interleaved.
         control: whether no code of this library is in it, so that no commit can change it.
         missing: why there are no values; empty where there are.
     """
@@ -30,19 +29,12 @@ class Series(NamedTuple):
     provider: str
     unit: str
     values: list[float]
-    per_round: int = 1
     control: bool = False
     missing: str = ""
 
     @property
     def median(self) -> float:
         return quantiles(self.values)["q50"]
-
-    @property
-    def rounds(self) -> list[float]:
-        """The median of every round."""
-        starts = range(0, len(self.values), self.per_round)
-        return [quantiles(self.values[start : start + self.per_round])["q50"] for start in starts]
 
 
 class SuiteRun(NamedTuple):
@@ -104,8 +96,8 @@ def merged_points(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _points(run: SuiteRun) -> Iterator[Series]:
     for record in merged_points(run.records):
         case = ", ".join(f"{value:,}" if isinstance(value, int) else str(value) for value in record["case"].values())
-        values, per_round, control = record["values"], record["per_round"], record["control"]
-        yield Series(run.suite, case, record["provider"], record["unit"], values, per_round, control, record["missing"])
+        provider, unit, values = record["provider"], record["unit"], record["values"]
+        yield Series(run.suite, case, provider, unit, values, record["control"], record["missing"])
 
 
 def _ops(run: SuiteRun) -> Iterator[Series]:
@@ -117,10 +109,10 @@ def _ops(run: SuiteRun) -> Iterator[Series]:
                 continue
             control = who == "theirs" and record["unit"] == "x"
             name = f"vs_kernels beside {record['against']}" if who == "ours" else provider
-            yield Series(run.suite, case, name, SECONDS, times["wall_s"], times["samples_per_round"], control)
+            yield Series(run.suite, case, name, SECONDS, times["wall_s"], control)
             if times := record.get(f"{whose}_graph"):
                 graph = f"{name}, graph"
-                yield Series(run.suite, case, graph, SECONDS, times["wall_s"], times["samples_per_round"], control)
+                yield Series(run.suite, case, graph, SECONDS, times["wall_s"], control)
             if peak := record.get(f"{whose}_peak"):
                 yield Series(run.suite, case, name, "bytes", [peak], control=control)
     yield from _points(run)

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ttest_ind
 
 from bench.commands import compare as command
-from bench.comparison import chance, compare, holm
+from bench.comparison import chance, compare, holm, of_processes
 from bench.harness import Recorder, read_records
 from bench.results import load, series, write_csv
 
@@ -17,7 +17,7 @@ FACTS = {"suite": "scaling", "device": "cpu", "commit": "abc"}
 
 def _run(folder, seconds: dict[str, list[float]], control: str = "theirs", **counts: float):
     """The records of a run of one case: the rounds of every provider, and counts."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with Recorder(folder / "points.jsonl", FACTS) as recorder:
         for provider, values in seconds.items():
             _point(recorder, provider, "s", values, provider == control)
@@ -70,23 +70,26 @@ def test_the_csv_has_a_line_for_every_series(tmp_path):
     ]
 
 
-def _noisy(folder, rng: np.random.Generator, slower: float = 1.0, cases: int = 12):
-    """A run on a machine whose speed changes from run to run and from round to round, and whose operators each land
-    on better or worse pages of memory; the first of ours is ``slower`` times."""
-    folder.mkdir()
+def _noisy(folder, rng: np.random.Generator, slower: float = 1.0, cases: int = 12, runs: int = 5):
+    """A result of several processes on a machine whose speed changes from hour to hour; each operator of each process
+    lands on better or worse memory, one of ours takes a third longer in every second process; the first of ours is
+    ``slower`` times."""
     machine = rng.lognormal(0, 0.05)
-    with Recorder(folder / "points.jsonl", FACTS) as recorder:
-        for case in range(cases):
-            rounds = machine * rng.lognormal(0, 0.03, 10)
-            for provider in ("vs_kernels", "theirs"):
-                by = slower if provider == "vs_kernels" and not case else 1.0
-                values = by * rng.lognormal(0, 0.01) * rounds * rng.lognormal(0, 0.02, 10)
-                _point(recorder, provider, "s", values.tolist(), provider == "theirs", case)
-        recorder.finish()
+    for run in range(runs):
+        (folder / f"{run}").mkdir(parents=True)
+        with Recorder(folder / f"{run}" / "points.jsonl", FACTS) as recorder:
+            for case in range(cases):
+                rounds = machine * rng.lognormal(0, 0.03, 10)
+                for provider in ("vs_kernels", "theirs"):
+                    by = slower if provider == "vs_kernels" and not case else 1.0
+                    by *= 4 / 3 if provider == "vs_kernels" and case == 1 and rng.random() < 0.5 else 1.0
+                    values = by * rng.lognormal(0, 0.01) * rounds * rng.lognormal(0, 0.02, 10)
+                    _point(recorder, provider, "s", values.tolist(), provider == "theirs", case)
+            recorder.finish()
     return folder
 
 
-def test_runs_of_the_same_commit_do_not_differ_and_one_that_is_a_fifth_slower_does(tmp_path):
+def test_results_of_the_same_commit_do_not_differ_and_one_that_is_a_fifth_slower_does(tmp_path):
     rng = np.random.default_rng(0)
     false_alarms = found = 0
     for number in range(20):
@@ -98,17 +101,34 @@ def test_runs_of_the_same_commit_do_not_differ_and_one_that_is_a_fifth_slower_do
     assert false_alarms <= 1 and found >= 19
 
 
-def test_a_faster_run_is_named_and_not_a_failure(tmp_path, capsys):
+def test_a_faster_result_is_named_and_not_a_failure(tmp_path, capsys):
     rng = np.random.default_rng(1)
     first, faster = (_noisy(tmp_path / name, rng, by) for name, by in (("a", 2), ("b", 1)))
     assert command.main([str(first), str(faster)]) == 0
     printed = capsys.readouterr().out
-    assert "12 series compared: 1 better, 0 worse" in printed and "Mann-Whitney" in printed
+    assert "12 series compared: 1 better, 0 worse" in printed and "t test" in printed
+
+
+def test_of_a_single_process_nothing_is_told(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    first, slower = (_noisy(tmp_path / name, rng, by, runs=runs) for name, by, runs in (("a", 1, 5), ("b", 2, 4)))
+    assert command.main([str(first), str(slower)]) == 0
+    assert "12 times with fewer than 5 runs (--processes 5)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_processes_that_overlap_are_not_told_apart():
+    apart = [1.0, 1.01, 1.02, 1.03, 1.04], [1.2, 1.21, 1.22, 1.23, 1.24]
+    expected = ttest_ind(*map(np.log, apart)).pvalue
+    assert of_processes(*apart) == pytest.approx(expected) and expected < 1e-5
+    assert of_processes(apart[1], apart[0]) == of_processes(*apart)
+    assert of_processes(apart[0], [*apart[1][1:], 1.0]) == 1.0
 
 
 def test_a_series_without_a_competitor_in_its_suite_is_not_judged(tmp_path):
-    before, after = ({"vs_kernels": [(1 + i / 100) * by for i in range(10)]} for by in (1, 3))
-    comparison = compare(load(_run(tmp_path / "a", before)), load(_run(tmp_path / "b", after)))
+    for name, by in (("a", 1), ("b", 3)):
+        for run in range(5):
+            _run(tmp_path / name / f"{run}", {"vs_kernels": [(1 + run / 100) * by] * 3})
+    comparison = compare(load(tmp_path / "a"), load(tmp_path / "b"))
     assert comparison.untested == 1 and not comparison.changes
 
 
@@ -121,7 +141,7 @@ def test_a_move_counts_by_those_of_the_competitors():
     assert (chance(0.0, [0.0, 0.0]), chance(0.1, [0.0, 0.0])) == (1.0, 0.0)
 
 
-def test_counts_have_no_noise_and_few_rounds_no_verdict(tmp_path):
+def test_counts_have_no_noise_and_a_single_process_no_verdict(tmp_path):
     before, after = (load(_run(tmp_path / n, {"vs_kernels": [1.0, 1.0]}, bytes=b)) for n, b in (("a", 100), ("b", 101)))
     comparison = compare(before, after)
     assert comparison.untested == 1 and [change.worse for change in comparison.changes] == [True]

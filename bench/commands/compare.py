@@ -1,4 +1,7 @@
-"""Compare two results: which changes are beyond noise. Exit code 1 where something became worse."""
+"""Compare two results: which changes are beyond noise. Exit code 1 where something became worse.
+
+Times need five runs of a suite in each result, every one a process of its own, as --processes 5 of a suite makes them.
+"""
 
 import math
 import sys
@@ -27,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    from bench.comparison import ALPHA, LEAST, compare
+    from bench.comparison import ALPHA, FEWEST_RUNS, LEAST, compare
 
     comparison = compare(before, after)
     if not comparison.changes and not comparison.untested:
@@ -52,17 +55,18 @@ def main(argv: Sequence[str]) -> int:
     worse = sum(change.worse for change in changed)
     console.print(
         f"{len(comparison.changes)} series compared: {len(changed) - worse} better, {worse} worse, the others within "
-        f"noise; {comparison.untested} with too few rounds or no competitor for a test"
+        f"noise; {comparison.untested} times with fewer than {FEWEST_RUNS} runs (--processes {FEWEST_RUNS}) or without "
+        "competitors, which nothing can be told of"
     )
     drifts = ", ".join(
         f"{suite} {math.expm1(math.hypot(*moves) / math.sqrt(len(moves))):.0%}"
         for suite, moves in comparison.drift.items()
     )
     console.print(
-        "Beyond noise: the two-sided Mann-Whitney test on the medians of rounds, and a t test of the change against "
-        f"what competitors moved between the runs{f' ({drifts})' if drifts else ''}, of the times as they are and as "
-        f"multiples of a competitor, with Holm's correction for all series, at {ALPHA:g}; and a change of more than "
-        f"{LEAST:.0%}. Counts: any change.",
+        "Beyond noise: all runs of one result slower than all of the other, a t test of their medians, and one of the "
+        f"change against what competitors moved between the results{f' ({drifts})' if drifts else ''}, of times less "
+        f"that drift and as multiples of a competitor, with Holm's correction for all series, at {ALPHA:g}; and a "
+        f"change of more than {LEAST:.0%}. Counts: any change.",
         style="dim",
     )
     return 1 if worse else 0

@@ -1,4 +1,7 @@
-"""Make one HTML page, and PNG and SVG charts, of everything in a directory of results."""
+"""Make one HTML page, and PNG and SVG charts, of everything in a directory of results.
+
+Where it holds several runs of a suite, the last of them is shown.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
