@@ -99,6 +99,8 @@ def compare(console: Console) -> None:
 def comparison_table(path: Path) -> str:
     """The table of docs/training.md: mean and standard deviation over the seeds, in Markdown."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
+    recipes = list(PHASES)
+    records.sort(key=lambda r: (COMPARED_BACKBONES.index(r["backbone"]), r["task"], recipes.index(r["recipe"])))
     lines = [
         "| backbone, task | recipe | seeds | recall at 0.2 | accuracy at 0.2 | at 0.1 | ms a step |",
         "|" + "---|" * 7,
