@@ -80,7 +80,8 @@ def _select(
     inputs: dict[str, Any],
 ) -> Selection:
     """The selection among the tokens of one modality, of which those that always stay are a part."""
-    lengths, tokens = [len(item) for item in items], torch.cat(items)
+    lengths = [len(item) for item in items]
+    tokens = torch.cat(items) if len(items) > 1 else items[0]
     fixed = FixedTokens.of(tokens, lengths, family.always_kept(tokens))
     free_lengths = lengths if fixed is None else fixed.free_lengths
     placeholders = inputs["input_ids"] == family.placeholders[modality]
