@@ -14,7 +14,7 @@ export CUDA_HOME VS_KERNELS_CUDA VS_KERNELS_CUDA_ARCHS
 .PHONY: demo bench bench-full test test-all test-vllm test-lmms-eval lint gates sanitize wheel test-wheel clean
 
 demo: $(INSTALLED)  ## prefill with and without selection, on a real photo; what a trained selector keeps
-	$(VENV)/bin/python -m bench prefill
+	$(VENV)/bin/python -m bench prefill --rounds 2
 	$(VENV)/bin/python -m bench quality --tasks tiles --pictures 200
 
 bench: $(INSTALLED)  ## every suite in ten minutes; ends with the path of the report

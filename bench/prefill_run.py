@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.harness import Clock, Seconds, peak_during
 from bench.ops_verify import WrongResult
-from bench.prefill_stages import Prefill, timed_prefill
+from bench.prefill_stages import Prefill, encoded_once, timed_prefill
 from bench.subject import Subject
 from vs_kernels.integrations.transformers import attach_selector
 from vs_kernels.plan import SelectionPlan
@@ -40,7 +40,7 @@ def samples(
     clock: Clock,
     known: Callable[[int, float], bool] = lambda number, budget: False,
 ) -> Iterator[Sample]:
-    """Call the model with its selector, once a round at each of ``budgets``; a call before the first does not count.
+    """Call the model with its selector, once a round at each of ``budgets``, and before that once that does not count.
 
     Args:
         unpatched: the same call of the model without selector.
@@ -61,14 +61,17 @@ def samples(
                 return kept, prefill, None, peak
             return kept, prefill, timed_prefill(subject.model, _text(subject, prefill), clock).llm, peak
 
-        warm = {1.0}
-        for number in range(1, rounds + 1):
-            for budget in list(budgets)[:: 1 if number % 2 else -1]:
-                if not known(number, budget):
-                    if budget not in warm:  # shapes that no call had yet
-                        call(budget)
-                        warm.add(budget)
-                    yield Sample(number, budget, *call(budget))
+        wanted = [
+            (number, budget)
+            for number in range(1, rounds + 1)
+            for budget in list(budgets)[:: 1 if number % 2 else -1]
+            if not known(number, budget)
+        ]
+        with encoded_once(subject.model):
+            for budget in dict.fromkeys(budget for _, budget in wanted if budget != 1.0):
+                call(budget)  # shapes that no call had yet
+        for number, budget in wanted:
+            yield Sample(number, budget, *call(budget))
 
 
 def _text(subject: Subject, prefill: Prefill) -> dict[str, Tensor]:

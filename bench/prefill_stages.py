@@ -91,7 +91,7 @@ def timed_prefill(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Cloc
 def encoded_once(model: PreTrainedModel) -> Iterator[None]:
     """From its second call on, in this context, the vision encoder returns what it made in the first."""
     visual = model.model.visual
-    encode, made = visual.forward, []
+    encode, made, outer = visual.forward, [], vars(visual).get("forward")
 
     def forward(*args: object, **kwargs: object) -> object:
         if not made:
@@ -103,6 +103,8 @@ def encoded_once(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del visual.forward
+        if outer is not None:
+            visual.forward = outer
 
 
 def write_trace(path: Path, model: PreTrainedModel, inputs: dict[str, Tensor], device: torch.device) -> None:

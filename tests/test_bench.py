@@ -176,10 +176,10 @@ def test_a_wrong_result_gives_no_times(tiny, tmp_path, monkeypatch, capsys):
 def test_an_interrupted_run_keeps_what_was_measured(tiny, tmp_path, monkeypatch, capsys):
     from bench import prefill_run
 
-    calls = iter(range(10))
+    calls = iter(range(14))  # four budgets before the rounds, with and without images, then three of a round
 
     def interrupted(*arguments):
-        if next(calls) == 9:
+        if next(calls) == 13:
             raise KeyboardInterrupt
         return original(*arguments)
 
