@@ -137,3 +137,12 @@ def test_launches_and_bytes(case: Case) -> None:
         case.call()
     assert traffic.launches <= case.launches
     assert case.rows == 0 or traffic.rows() == case.rows
+
+
+@pytest.mark.parametrize("operator", ["topk_indices", "topk_mask", "soft_topk", "soft_topk_with_loss"])
+@pytest.mark.parametrize("lengths", [[300], [5000, 40]], ids=["one tile group", "several"])
+def test_scores_of_a_pool_in_registers_are_read_once(operator: str, lengths: list[int]) -> None:
+    inputs = verify.Inputs.random(SelectionPlan.from_budget(lengths, 0.2), 1, 1, torch.float32)
+    with counted() as traffic:
+        verify.CALLS[operator](vk, inputs)
+    assert traffic.passes == 1

@@ -1,6 +1,5 @@
 """Which Top-K kernel runs, by the length of the longest pool, and with how many threads."""
 
-import triton
 from torch import Tensor
 
 from vs_kernels.kernels.launch import launch
@@ -8,15 +7,11 @@ from vs_kernels.kernels.soft_topk_split import soft_topk_split
 from vs_kernels.kernels.tiles import architecture, next_power_of_two
 from vs_kernels.kernels.topk import MOST_IN_REGISTERS, topk_kernel
 from vs_kernels.kernels.topk_split import split_topk
+from vs_kernels.kernels.topk_tiles import GROUP
 from vs_kernels.kernels.total_loss import add_losses
 
-# Few scores a thread make short rounds. Beyond 512 threads a thread has 64 registers, and what the longest pools need
-# beside their scores spills; with 512 it has 128.
-SCORES_PER_THREAD = 4
-MOST_WARPS = 16
-REGISTERS = 128
-# Scores that a program works on at a time where it reads them again.
-READ_BLOCK = 2048
+# Of a program.
+MOST_THREADS = 1024
 
 
 def run_topk(
@@ -25,7 +20,7 @@ def run_topk(
     cu_ks: Tensor,  # int64 [S + 1]
     max_length: int,
     *,
-    ranking: Tensor | None = None,  # float32 [T], what the hard Top-K goes by instead of the scores
+    ranking: Tensor | None = None,  # float32 [T], what the hard Top-K goes by; without probs and loss
     indices: Tensor | None = None,  # int64 [K], outputs, where wanted
     mask: Tensor | None = None,  # bool [T]
     probs: Tensor | None = None,  # float32 [T], with thresholds, pivots and shifts
@@ -56,12 +51,12 @@ def run_topk(
     losses = loss if loss is None or num_pools == 1 else scores.new_empty(num_pools)
     outputs = (indices, mask, probs, thresholds, pivots, shifts, losses, grad_scores)
     arguments = (scores, ranking, cu_lengths, cu_ks, *outputs, temperature, 1.0 / temperature, share)
-    options = {"maxnreg": REGISTERS} if architecture(scores.device).startswith("sm_") else {}
-    block = max(32, next_power_of_two(max_length))
-    warps = min(MOST_WARPS, max(1, triton.cdiv(block, 32 * SCORES_PER_THREAD)))
+    lanes = 64 if architecture(scores.device).startswith("gfx") else 32
+    # As many threads as can be, with at least GROUP scores each.
+    tiles = max(GROUP.value, next_power_of_two(max_length) // MOST_THREADS)
+    warps = max(1, next_power_of_two(max_length) // (tiles * lanes))
     launch(
-        topk_kernel, (num_pools,), *arguments, BLOCK=block, WRITE_BLOCK=min(block, READ_BLOCK), num_warps=warps,
-        **options,
+        topk_kernel, (num_pools,), *arguments, TILES=tiles, WARPS=warps, LANES=lanes, num_warps=warps
     )  # fmt: skip
     if loss is not None and losses is not None and losses is not loss:
         add_losses(losses, loss)

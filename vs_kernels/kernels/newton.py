@@ -13,18 +13,18 @@ SATURATED = tl.constexpr(104.0)
 
 
 @triton.jit
-def balance(x, inside):
-    """Of the logits: sums of min(p, 1 - p) and of p (1 - p), each below 0 and from 0 on, and how many are below."""
+def balance_terms(x, inside):
+    """Of the logits: min(p, 1 - p) and p (1 - p), each below 0 and from 0 on, and whether they are below; 0 outside."""
     _, small, _ = sigmoid(x)
     small = tl.where(inside, small, 0.0)
     slope = small * (1.0 - small)
     below = x < 0.0
     return (
-        tl.sum(tl.where(below, small, 0.0), axis=0),
-        tl.sum(tl.where(below, 0.0, small), axis=0),
-        tl.sum(tl.where(below, slope, 0.0), axis=0),
-        tl.sum(tl.where(below, 0.0, slope), axis=0),
-        tl.sum((below & inside).to(tl.int32), axis=0),
+        tl.where(below, small, 0.0),
+        tl.where(below, 0.0, small),
+        tl.where(below, slope, 0.0),
+        tl.where(below, 0.0, slope),
+        (below & inside).to(tl.int32),
     )
 
 

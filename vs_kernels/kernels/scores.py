@@ -28,8 +28,9 @@ def finite_score(key):
 
 
 @triton.jit
-def is_finite(score):
-    return (score.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < 0x7F800000
+def is_finite(key):
+    """Whether the score of a key is; those of NaN and -Inf are below all others."""
+    return (key >= -0x7F800000) & (key < 0x7F800000)
 
 
 @triton.jit

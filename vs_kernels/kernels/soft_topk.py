@@ -17,9 +17,9 @@ def _slopes(scores, start, n, pivot, shift, inverse_temperature, BLOCK: tl.const
     """p (1 - p) of one block, and whether each score is finite."""
     rows = start + tl.arange(0, BLOCK)
     inside = rows < n
-    score = tl.load(scores + rows, mask=inside, other=0.0)
-    _, small, _ = sigmoid((finite_score(score_key(score)) - pivot) * inverse_temperature + shift)
-    return tl.where(inside, small * (1.0 - small), 0.0), is_finite(score)
+    key = score_key(tl.load(scores + rows, mask=inside, other=0.0))
+    _, small, _ = sigmoid((finite_score(key) - pivot) * inverse_temperature + shift)
+    return tl.where(inside, small * (1.0 - small), 0.0), is_finite(key)
 
 
 @triton.jit

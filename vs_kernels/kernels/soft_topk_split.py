@@ -380,8 +380,7 @@ def _write_kernel(
     for offset in range(0, (end - begin).to(tl.int32), BLOCK):
         rows = begin + offset + tl.arange(0, BLOCK)
         inside = rows < end
-        score = tl.load(scores + rows, mask=inside, other=0.0)
-        key = score_key(score)
+        key = score_key(tl.load(scores + rows, mask=inside, other=0.0))
         x = logits(key, pivot, shift, inverse_temperature)
         if probs is not None:
             tl.store(probs + rows, sigmoid(x)[0], mask=inside)
@@ -395,7 +394,7 @@ def _write_kernel(
                 term, excess = cross_entropy(x, kept)
                 total += tl.sum(tl.where(inside & moving, term, 0.0), axis=0).to(tl.float64)
                 # sum(p) = k makes the sum of p - m over a pool 0, and with it what the shift adds to the gradient.
-                grad = tl.where(is_finite(score) & moving, share * inverse_temperature * excess, 0.0)
+                grad = tl.where(is_finite(key) & moving, share * inverse_temperature * excess, 0.0)
                 tl.store(grad_scores + rows, grad, mask=inside)
     if loss is not None:
         tl.store(partial_losses + tile, total)

@@ -1,48 +1,91 @@
 """Hard and soft Top-K of pools that one program holds in registers: everything that any operator wants, in one launch.
 
 The k-th key is found two bits at a time, by counting; ties and slots follow from one scan in index order; the soft
-threshold by Newton's method around the k-th score. Nothing is sorted, and no buffer can overflow.
+threshold by Newton's method around the k-th score. Nothing is sorted, no buffer can overflow, and scores are read once.
 """
 
 import triton
 import triton.language as tl
 
-from vs_kernels.kernels.newton import MAX_STEPS, balance, bracket, newton_step
-from vs_kernels.kernels.scores import finite_score
-from vs_kernels.kernels.topk_results import load_keys, write_choice, write_loss, write_probs
+from vs_kernels.kernels.newton import MAX_STEPS, balance_terms, bracket, newton_step
+from vs_kernels.kernels.scores import MIN_KEY, finite_score
+from vs_kernels.kernels.topk_results import write_results
+from vs_kernels.kernels.topk_tiles import GROUP, first_rows, load_keys, sum_of_tile
 
-# Scores in registers: 32 a thread with 16 warps, as many as sm_80 to sm_120 hold without spills.
+# Scores in registers: 16 a thread with 1,024 threads, whose 64 registers are as many as sm_80 to sm_120 have for them.
 MOST_IN_REGISTERS = 16384
 
 
 @triton.jit
-def kth_key(key, k):
+def kth_key(keys, k):
     """The k-th largest of the keys, the largest bound that at least k keys reach, and how many keys equal to it are
-    kept. For k = 0 a bound that none reaches."""
-    bound = tl.full([], -(2**31), tl.int64)
+    kept. For k = 0 a bound that none reaches.
+
+    Counts of a thread take 10 bits: it has at most 16 keys.
+    """
+    bound = tl.full([], MIN_KEY, tl.int32)
+    above = tl.full([], 0, tl.int32)
     for step in range(0, 16):
-        unit = tl.full([], 1, tl.int64) << (30 - 2 * step)
-        # Two counts of at most 16,384 in one sum, so that one less crosses the program.
-        reached = (key >= (bound + unit).to(tl.int32)).to(tl.int32)
-        reached |= (key >= (bound + 2 * unit).to(tl.int32)).to(tl.int32) << 16
-        counts = tl.sum(reached, axis=0)
-        digit = ((counts & 0xFFFF) >= k).to(tl.int64) + ((counts >> 16) >= k).to(tl.int64)
-        digit += (tl.sum((key >= (bound + 3 * unit).to(tl.int32)).to(tl.int32), axis=0) >= k).to(tl.int64)
-        bound += digit * unit
-    kth = bound.to(tl.int32)
-    return kth, k - tl.sum((key > kth).to(tl.int32), axis=0)
+        unit = tl.full([], 1, tl.int32) << (30 - 2 * step)
+        least = bound
+        reached = tl.zeros(keys[0].shape, tl.int32)
+        for digit in tl.static_range(3):
+            least += unit
+            for tile in tl.static_range(len(keys)):
+                reached += (keys[tile] >= least).to(tl.int32) << (10 * digit)
+        # Three counts of at most 16,384 in one sum, so that two less cross the program.
+        wide = reached.to(tl.int64)
+        counts = sum_of_tile((wide & 0x3FF) | ((wide & 0xFFC00) << 10) | ((wide & 0x3FF00000) << 20))
+        for digit in tl.static_range(3):
+            reach = ((counts >> (20 * digit)) & 0xFFFFF).to(tl.int32)
+            bound += tl.where(reach >= k, unit, 0)
+            above = tl.maximum(above, tl.where(reach >= k, 0, reach))
+    return bound, k - above
 
 
 @triton.jit
-def _soft_shift(z, inside, n, k):
+def _add(a, b, c, d, e, other_a, other_b, other_c, other_d, other_e):
+    return a + other_a, b + other_b, c + other_c, d + other_d, e + other_e
+
+
+@triton.jit
+def _balance_of_pool(keys, rows, n, pivot, shift, inverse_temperature):
+    """The five sums of :func:`balance_terms` over a pool."""
+    surplus = tl.zeros(rows.shape, tl.float32)
+    lack = tl.zeros(rows.shape, tl.float32)
+    surplus_slope = tl.zeros(rows.shape, tl.float32)
+    lack_slope = tl.zeros(rows.shape, tl.float32)
+    below = tl.zeros(rows.shape, tl.int32)
+    for start in range(0, len(keys), GROUP):
+        group = keys[:GROUP]
+        keys = keys[GROUP:] + group
+        for tile in tl.static_range(GROUP):
+            x = (finite_score(group[tile]) - pivot) * inverse_temperature + shift
+            terms = balance_terms(x, rows < n - (start + tile) * rows.shape[1])
+            surplus += terms[0]
+            lack += terms[1]
+            surplus_slope += terms[2]
+            lack_slope += terms[3]
+            below += terms[4]
+    sums = (tl.sum(surplus, 1), tl.sum(lack, 1), tl.sum(surplus_slope, 1), tl.sum(lack_slope, 1), tl.sum(below, 1))
+    return tl.reduce(sums, 0, _add)
+
+
+@triton.jit
+def _soft_shift(keys, rows, n, k, pivot, inverse_temperature):
     """The shift with sum sigmoid(z + shift) = k; 0 < k < n."""
-    smallest = tl.min(tl.where(inside, z, float("inf")), axis=0)
-    low, high = bracket(tl.max(tl.where(inside, z, -float("inf")), axis=0), smallest, n, k)
+    largest, smallest = keys[0], tl.full(rows.shape, 2**31 - 1, tl.int32)
+    for tile in tl.static_range(len(keys)):
+        largest = tl.maximum(largest, keys[tile])
+        smallest = tl.minimum(smallest, tl.where(rows < n - tile * rows.shape[1], keys[tile], 2**31 - 1))
+    top = finite_score(tl.max(tl.max(largest, axis=1), axis=0))
+    bottom = finite_score(tl.min(tl.min(smallest, axis=1), axis=0))
+    low, high = bracket((top - pivot) * inverse_temperature, (bottom - pivot) * inverse_temperature, n, k)
     shift = tl.minimum(tl.maximum(low, 0.0), high)
     going, step = n > 0, 0
     while going & (step < MAX_STEPS):
-        surplus, lack, surplus_slope, lack_slope, below = balance(z + shift, inside)
-        shift, low, high, going = newton_step(shift, low, high, surplus, lack, surplus_slope, lack_slope, below, n, k)
+        sums = _balance_of_pool(keys, rows, n, pivot, shift, inverse_temperature)
+        shift, low, high, going = newton_step(shift, low, high, sums[0], sums[1], sums[2], sums[3], sums[4], n, k)
         step += 1
     return shift
 
@@ -50,7 +93,7 @@ def _soft_shift(z, inside, n, k):
 @triton.jit
 def topk_kernel(
     scores,  # float32 [T]
-    ranking,  # float32 [T], what the hard Top-K goes by; None: the scores
+    ranking,  # float32 [T], what the hard Top-K goes by, without probs and losses; None: the scores
     cu_lengths,  # int64 [S + 1]
     cu_ks,  # int64 [S + 1]
     indices,  # int64 [K]; None: not wanted, as for all that follow
@@ -64,51 +107,35 @@ def topk_kernel(
     temperature,
     inverse_temperature,
     share,
-    BLOCK: tl.constexpr,
-    WRITE_BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
+    WARPS: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     pool = tl.program_id(0)
     begin = tl.load(cu_lengths + pool)
     n = (tl.load(cu_lengths + pool + 1) - begin).to(tl.int32)
-    first = tl.load(cu_ks + pool)
-    k = (tl.load(cu_ks + pool + 1) - first).to(tl.int32)
-    key, inside, _ = load_keys(scores + begin, 0, n, BLOCK)
-    kth, ties = kth_key(key, k)
+    k = (tl.load(cu_ks + pool + 1) - tl.load(cu_ks + pool)).to(tl.int32)
+    tl.static_assert(ranking is None or (probs is None and losses is None))
+    rows = first_rows(TILES, WARPS, LANES)
+    keys = load_keys(scores + begin, rows, n, TILES)
+    kth, ties = kth_key(keys, k)
+    pivot, shift = 0.0, 0.0
     if pivots is not None:
         moving = (k > 0) & (k < n)
         pivot = tl.where(moving, finite_score(kth), 0.0)
         shift = tl.where(k > 0, float("inf"), -float("inf"))
-        # The search for the shift needs the registers of all that follows: it goes to memory and comes back.
-        if losses is not None:
-            tl.store(losses + pool, kth.to(tl.float32, bitcast=True))
-            tl.store(shifts + pool, ties.to(tl.float32, bitcast=True))
-        tl.store(pivots + pool, pivot)
         if moving:
-            shift = _soft_shift((finite_score(key) - pivot) * inverse_temperature, inside, n, k)
-        tl.debug_barrier()
-        pivot = tl.load(pivots + pool)
-        if losses is not None:
-            kth = tl.load(losses + pool).to(tl.int32, bitcast=True)
-            ties = tl.load(shifts + pool).to(tl.int32, bitcast=True)
-            tl.debug_barrier()
+            shift = _soft_shift(keys, rows, n, k, pivot, inverse_temperature)
+        tl.store(pivots + pool, pivot)
         tl.store(shifts + pool, shift)
-        begin = tl.load(cu_lengths + pool)
-        n = (tl.load(cu_lengths + pool + 1) - begin).to(tl.int32)
-        k = (tl.load(cu_ks + pool + 1) - tl.load(cu_ks + pool)).to(tl.int32)
-        if probs is not None:
+        if thresholds is not None:
             tl.store(thresholds + pool, shift * temperature - pivot)
-            write_probs(scores + begin, n, pivot, shift, inverse_temperature, probs + begin, WRITE_BLOCK)
-        if losses is not None:
-            write_loss(
-                scores + begin, n, k, kth, ties, pivot, shift, inverse_temperature, share, losses + pool,
-                grad_scores + begin, WRITE_BLOCK,
-            )  # fmt: skip
-    ranks = scores + begin
     if ranking is not None:
-        ranks = ranking + begin
-        key, _, _ = load_keys(ranks, 0, n, BLOCK)
-        kth, ties = kth_key(key, k)
-    if indices is not None:
-        write_choice(ranks, n, kth, ties, begin, indices + first, None, WRITE_BLOCK)
-    if mask is not None:
-        write_choice(ranks, n, kth, ties, begin, None, mask + begin, WRITE_BLOCK)
+        keys = load_keys(ranking + begin, rows, n, TILES)
+        kth, ties = kth_key(keys, k)
+    # Read again rather than held while the shift is sought, which takes all registers.
+    begin, first = tl.load(cu_lengths + pool), tl.load(cu_ks + pool)
+    write_results(
+        keys, rows, n, k, kth, ties, pivot, shift, inverse_temperature, share, begin, first, indices, mask, probs,
+        None if losses is None else losses + pool, grad_scores,
+    )  # fmt: skip

@@ -1,30 +1,32 @@
-"""What a pool's Top-K writes, given its k-th key and soft shift: block after block, in index order.
-
-The scores are read again for it, at most 64 KiB that the L1 cache still holds where one program had them in registers:
-the slots of 16 scores a thread beside the scores themselves would not fit 64 registers.
-"""
+"""What a pool's Top-K writes, given its k-th key and soft shift, in index order."""
 
 import triton
 import triton.language as tl
 
-from vs_kernels.kernels.scores import finite_score, is_finite, score_key, sigmoid, softplus
+from vs_kernels.kernels.scores import finite_score, is_finite, sigmoid, softplus
+from vs_kernels.kernels.topk_tiles import GROUP, sum_of_tile
 
 
 @triton.jit
-def load_keys(scores, start, n, BLOCK: tl.constexpr):
-    """Keys of one block, which of them are inside of the pool, and their scores.
+def _above_and_equal(key, inside, kth, BITS: tl.constexpr):
+    """Two counts in one: 1 above the k-th key, 1 << BITS where equal to it."""
+    return ((key > kth) & inside).to(tl.int32) | ((key == kth) & inside).to(tl.int32) << BITS
 
-    What lies beyond the pool ranks last, behind its own NaN: it is never among the k first.
+
+@triton.jit
+def _choose(key, inside, kth, ties, above_before, ties_before):
+    """Whether each key is kept, above the k-th or among the first ``ties`` equal to it, and its slot.
+
+    Args:
+        above_before, ties_before: keys of earlier rows above the k-th and equal to it.
     """
-    rows = start + tl.arange(0, BLOCK)
-    inside = rows < n
-    score = tl.load(scores + rows, mask=inside, other=float("nan"))
-    return score_key(score), inside, score
+    kept = inside & ((key > kth) | ((key == kth) & (ties_before < ties)))
+    return kept, above_before + tl.minimum(ties_before, ties)
 
 
 @triton.jit
 def kept_slots(key, inside, kth, ties, above_before, ties_before):
-    """Whether each key of a block is kept, above the k-th or among the first ``ties`` equal to it, and its slot.
+    """Whether each key of a block is kept, and its slot.
 
     Args:
         above_before, ties_before: keys of earlier blocks above the k-th and equal to it.
@@ -32,31 +34,12 @@ def kept_slots(key, inside, kth, ties, above_before, ties_before):
     Returns:
         kept, slots, and the two counts for the next block.
     """
-    above = ((key > kth) & inside).to(tl.int32)
-    equal = ((key == kth) & inside).to(tl.int32)
     # Two counts of at most 16,384 in one scan.
-    both = above | (equal << 16)
+    both = _above_and_equal(key, inside, kth, 16)
     before = tl.cumsum(both, axis=0) - both
-    tie = ties_before + (before >> 16)
-    kept = (above | (equal & (tie < ties).to(tl.int32))) > 0
-    slot = above_before + (before & 0xFFFF) + tl.minimum(tie, ties)
+    kept, slot = _choose(key, inside, kth, ties, above_before + (before & 0xFFFF), ties_before + (before >> 16))
     total = tl.sum(both, axis=0)
     return kept, slot, above_before + (total & 0xFFFF), ties_before + (total >> 16)
-
-
-@triton.jit
-def write_choice(scores, n, kth, ties, first_row, indices, mask, BLOCK: tl.constexpr):
-    """The kept rows, counted from ``first_row``, to ``indices``; whether each row is kept, to ``mask``; None: not."""
-    above_before = tl.full([], 0, tl.int32)
-    ties_before = tl.full([], 0, tl.int32)
-    for start in range(0, n, BLOCK):
-        key, inside, _ = load_keys(scores, start, n, BLOCK)
-        kept, slot, above_before, ties_before = kept_slots(key, inside, kth, ties, above_before, ties_before)
-        rows = start + tl.arange(0, BLOCK)
-        if indices is not None:
-            tl.store(indices + slot, first_row + rows, mask=kept)
-        if mask is not None:
-            tl.store(mask + rows, kept, mask=inside)
 
 
 @triton.jit
@@ -67,14 +50,6 @@ def logits(key, pivot, shift, inverse_temperature):
 
 
 @triton.jit
-def write_probs(scores, n, pivot, shift, inverse_temperature, probs, BLOCK: tl.constexpr):
-    for start in range(0, n, BLOCK):
-        key, inside, _ = load_keys(scores, start, n, BLOCK)
-        value, _, _ = sigmoid(logits(key, pivot, shift, inverse_temperature))
-        tl.store(probs + start + tl.arange(0, BLOCK), value, mask=inside)
-
-
-@triton.jit
 def cross_entropy(x, kept):
     """softplus(x) - m x, and p - m with the digits of p or of 1 - p."""
     value, small, exp = sigmoid(x)
@@ -82,19 +57,75 @@ def cross_entropy(x, kept):
 
 
 @triton.jit
-def write_loss(
-    scores, n, k, kth, ties, pivot, shift, inverse_temperature, share, loss, grad_scores, BLOCK: tl.constexpr
-):  # fmt: skip
-    """``share`` times the sum of softplus(x) - m x over the pool, and its gradient; zero where k is 0 or n."""
+def _widen(counts):
+    """Two counts of 8 bits as two of 16."""
+    counts = counts.to(tl.int32)
+    return (counts & 0xFF) | ((counts & 0xFF00) << 8)
+
+
+@triton.jit
+def _counts_before_warps(keys, rows, n, kth):
+    """Keys of the rows before those of each warp that are above the k-th, and in the upper 16 bits equal to it."""
+    counts = tl.zeros(rows.shape, tl.int32)
+    for tile in tl.static_range(len(keys)):
+        counts += _above_and_equal(keys[tile], rows < n - tile * rows.shape[1], kth, 16)
+    counts = tl.sum(counts, axis=1)
+    return (tl.cumsum(counts, axis=0) - counts)[:, None]
+
+
+@triton.jit
+def write_results(
+    keys,  # tiles of a pool, see topk_tiles
+    rows,  # of the first tile
+    n,
+    k,
+    kth,
+    ties,
+    pivot,
+    shift,
+    inverse_temperature,
+    share,
+    first_row,
+    first_slot,
+    indices,  # int64 [K]; None: not wanted, as for all that follow
+    mask,  # bool [T]
+    probs,  # float32 [T]
+    loss,  # float32 []: share times the sum of softplus(x) - m x over the pool, with grad_scores
+    grad_scores,  # float32 [T], its gradient; both are zero where k is 0 or n
+):
     moving = (k > 0) & (k < n)
-    total = tl.full([], 0.0, tl.float64)
-    ties_before = tl.full([], 0, tl.int32)
-    for start in range(0, n, BLOCK):
-        key, inside, score = load_keys(scores, start, n, BLOCK)
-        kept, _, _, ties_before = kept_slots(key, inside, kth, ties, 0, ties_before)
-        term, excess = cross_entropy(logits(key, pivot, shift, inverse_temperature), kept)
-        total += tl.sum(tl.where(inside & moving, term, 0.0), axis=0).to(tl.float64)
-        # sum(p) = k makes the sum of p - m over the pool 0, and with it what the shift adds to the gradient.
-        grad = tl.where(is_finite(score) & moving, share * inverse_temperature * excess, 0.0)
-        tl.store(grad_scores + start + tl.arange(0, BLOCK), grad, mask=inside)
-    tl.store(loss, (total * share).to(tl.float32))
+    LANES: tl.constexpr = rows.shape[1]
+    before = _counts_before_warps(keys, rows, n, kth)
+    terms = tl.zeros(rows.shape, tl.float32)
+    for start in range(0, len(keys), GROUP):
+        group = keys[:GROUP]
+        keys = keys[GROUP:] + group
+        # A warp has at most 64 lanes: the counts of four tiles fit one scan.
+        found = tl.zeros(rows.shape, tl.int64)
+        for tile in tl.static_range(GROUP):
+            both = _above_and_equal(group[tile], rows < n - (start + tile) * LANES, kth, 8)
+            found |= both.to(tl.int64) << (16 * tile)
+        found_before = tl.cumsum(found, axis=1) - found
+        found = tl.sum(found, axis=1, keep_dims=True)
+        for tile in tl.static_range(GROUP):
+            key = group[tile]
+            ahead = (start + tile) * LANES
+            inside = rows < n - ahead
+            both = before + _widen(found_before >> (16 * tile))
+            before += _widen(found >> (16 * tile))
+            kept, slot = _choose(key, inside, kth, ties, both & 0xFFFF, both >> 16)
+            if indices is not None:
+                tl.store(indices + first_slot + slot, first_row + rows + ahead, mask=kept)
+            if mask is not None:
+                tl.store((mask + first_row + rows) + ahead, kept, mask=inside)
+            if probs is not None:
+                value, _, _ = sigmoid(logits(key, pivot, shift, inverse_temperature))
+                tl.store((probs + first_row + rows) + ahead, value, mask=inside)
+            if loss is not None:
+                term, excess = cross_entropy(logits(key, pivot, shift, inverse_temperature), kept)
+                terms += tl.where(inside & moving, term, 0.0)
+                # sum(p) = k makes the sum of p - m over the pool 0, and with it what the shift adds to the gradient.
+                grad = tl.where(is_finite(key) & moving, share * inverse_temperature * excess, 0.0)
+                tl.store((grad_scores + first_row + rows) + ahead, grad, mask=inside)
+    if loss is not None:
+        tl.store(loss, sum_of_tile(terms) * share)
