@@ -158,19 +158,37 @@ def test_a_photo_of_another_shape(tiny, tmp_path):
     assert 40 < _records(tmp_path)[2]["visual_tokens"] < 80
 
 
-def test_a_wrong_result_gives_no_times(tiny, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def disturb(monkeypatch):
+    """Adds to the logits of the calls whose model and number satisfy a condition."""
     from bench import prefill_run
 
-    def disturbed(*arguments):
-        prefill = prefill_run.Prefill(*original(*arguments))
-        return prefill._replace(logits=prefill.logits + 1e-6)
+    def disturb(condition):
+        numbers = iter(range(1000))
+        original = prefill_run.timed_prefill
 
-    original = prefill_run.timed_prefill
-    monkeypatch.setattr(prefill_run, "timed_prefill", disturbed)
+        def disturbed(model, *arguments):
+            prefill = original(model, *arguments)
+            selecting = "forward" in vars(model) and "pixel_values" in arguments[0]
+            return prefill._replace(logits=prefill.logits + 1e-6 * condition(selecting, next(numbers)))
+
+        monkeypatch.setattr(prefill_run, "timed_prefill", disturbed)
+
+    return disturb
+
+
+def test_a_wrong_result_gives_no_times(tiny, disturb, tmp_path, capsys):
+    disturb(lambda selecting, number: selecting)
     assert tiny() == 1
     assert "wrong result, so no times: budget 100% moved the logits" in capsys.readouterr().err
     assert [record["record"] for record in _records(tmp_path)] == ["run", "unpatched"]
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_call_that_a_library_rounded_in_another_order_is_made_again(tiny, disturb, tmp_path, capsys):
+    disturb(lambda selecting, number: number == 2)  # after two at 20 %, the first at 100 %
+    assert tiny("--rounds", "1", "--budgets", "0.2") == 0
+    assert len(_records(tmp_path)) == 5
 
 
 def test_an_interrupted_run_keeps_what_was_measured(tiny, tmp_path, monkeypatch, capsys):
