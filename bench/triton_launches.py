@@ -18,7 +18,7 @@ TYPES = {
     torch.int32: "*i32",
     torch.bool: "*i1",
 }
-OPTIONS = ("num_warps", "maxnreg")
+OPTIONS = ("num_warps",)
 
 
 class Launch(NamedTuple):
@@ -30,7 +30,7 @@ class Launch(NamedTuple):
         signature: type of every argument, in Triton's words.
         constexprs: arguments that are constants of the compilation.
         divisible: positions of pointers and integers that are multiples of 16.
-        options: ``num_warps`` and ``maxnreg``, if given.
+        options: ``num_warps``, if given.
     """
 
     kernel: JITFunction
