@@ -19,6 +19,8 @@ class Sample(NamedTuple):
 
     Attributes:
         kept: bool [T], which visual tokens of all images stayed.
+        moved: how far the logits at budget 1 were from those of the model's first call where both calls, made again,
+            agreed bit for bit; 0 where these did.
         alone: the LLM of the same round, without selection, on as many tokens of text: the measured ideal; None where
             nothing was dropped.
         peak_bytes: as :func:`bench.harness.peak_during` tells it.
@@ -28,6 +30,7 @@ class Sample(NamedTuple):
     budget: float
     kept: Tensor
     prefill: Prefill
+    moved: float
     alone: Seconds | None
     peak_bytes: int | None
 
@@ -56,24 +59,25 @@ def samples(
         handle.budget = budget
         return timed_prefill(subject.model, subject.inputs, clock)
 
-    def call(budget: float) -> tuple[Tensor, Prefill, Seconds | None, int | None]:
+    def call(budget: float) -> tuple[Tensor, Prefill, float, Seconds | None, int | None]:
         nonlocal handle
         prefill, peak = peak_during(clock.device, lambda: prefill_at(budget))
         selection = handle.last_selection[subject.request.modality]
         kept = _mask(selection.indices, sum(subject.lengths))
         _verify(subject, budget, kept, prefill, unpatched)
-        if budget == 1.0 and _moved(prefill, unpatched):
-            # The libraries under a model round one call in many in another order: a second call of both tells.
+        moved = _moved(prefill, unpatched) if budget == 1.0 else 0.0
+        if moved:
+            # A library under the model may have rounded one of the two in another order: a second call of both tells.
             handle.detach()
             alone = timed_prefill(subject.model, subject.inputs, clock)
             handle = attach_selector(subject.model, subject.selector)
-            if moved := _moved(prefill_at(budget), alone):
+            if again := _moved(prefill_at(budget), alone):
                 raise WrongResult(
-                    f"budget 100% moved the logits by up to {moved:.3g}, expected those of the model alone"
+                    f"budget 100% moved the logits by up to {again:.3g}, expected those of the model alone"
                 )
         if prefill.sequence_length == unpatched.sequence_length:
-            return kept, prefill, None, peak
-        return kept, prefill, timed_prefill(subject.model, _text(subject, prefill), clock).llm, peak
+            return kept, prefill, moved, None, peak
+        return kept, prefill, moved, timed_prefill(subject.model, _text(subject, prefill), clock).llm, peak
 
     wanted = [
         (number, budget)

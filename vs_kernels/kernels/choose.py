@@ -53,8 +53,9 @@ def run_topk(
     arguments = (scores, ranking, cu_lengths, cu_ks, *outputs, temperature, 1.0 / temperature, share)
     lanes = 64 if architecture(scores.device).startswith("gfx") else 32
     # As many threads as can be, with at least GROUP scores each.
-    tiles = max(GROUP.value, next_power_of_two(max_length) // MOST_THREADS)
-    warps = max(1, next_power_of_two(max_length) // (tiles * lanes))
+    held = next_power_of_two(max_length)
+    tiles = max(GROUP.value, held // MOST_THREADS)
+    warps = max(1, held // (tiles * lanes))
     launch(
         topk_kernel, (num_pools,), *arguments, TILES=tiles, WARPS=warps, LANES=lanes, num_warps=warps
     )  # fmt: skip
