@@ -153,8 +153,9 @@ def run(task: Path, out: Path, model_name: str, arguments: str) -> list[dict[str
         [*command, "--output_path", str(out)], env=os.environ | quiet, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    (samples,) = out.glob("**/*samples_tiny_vqa.jsonl")
-    return [json.loads(line) for line in samples.read_text().splitlines()]
+    samples = list(out.glob("**/*samples_tiny_vqa.jsonl"))
+    assert len(samples) == 1, done.stderr[-4000:]  # lmms-eval logs its errors and exits with 0
+    return [json.loads(line) for line in samples[0].read_text().splitlines()]
 
 
 def test_budgets_through_the_command_line(model: Path, task: Path, tmp_path: Path) -> None:
