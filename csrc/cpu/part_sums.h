@@ -21,6 +21,11 @@ inline void add(SoftBalance& total, const SoftBalance& part) {
 
 inline void add(double& total, double part) { total += part; }
 
+inline void add(SlopeSums& total, const SlopeSums& part) {
+  total.slope += part.slope;
+  total.product += part.product;
+}
+
 inline void add(LossSums& total, const LossSums& part) {
   total.loss += part.loss;
   total.excess += part.excess;

@@ -36,10 +36,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // floa
   return {probs, pools.thresholds, pools.pivots, pools.shifts};
 }
 
+// -> float32 [T]
+Tensor soft_topk_backward(Tensor grad_probs,       // float32 [T]
+                          Tensor grad_thresholds,  // float32 [S]
+                          Tensor scores,           // float32 [T]
+                          Tensor pivots,           // float32 [S]
+                          Tensor shifts,           // float32 [S]
+                          Tensor cu_lengths,       // int64 [S + 1]
+                          double temperature) {
+  return soft_topk_gradients(grad_probs, grad_thresholds, scores, pivots, shifts, cu_lengths, temperature, {});
+}
+
 }  // namespace
 
-Tensor soft_topk_backward(Tensor grad_probs, Tensor grad_thresholds, Tensor scores, Tensor pivots, Tensor shifts,
-                          Tensor cu_lengths, double temperature) {
+Tensor soft_topk_gradients(Tensor grad_probs, Tensor grad_thresholds, Tensor scores, Tensor pivots, Tensor shifts,
+                           const Tensor& cu_lengths, double temperature, LossGradient loss) {
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
   grad_probs = float_vector(grad_probs, "grad_probs", scores.numel());
@@ -57,7 +68,8 @@ Tensor soft_topk_backward(Tensor grad_probs, Tensor grad_thresholds, Tensor scor
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool);
     const SoftScale scale = {pivot[pool], inverse, shift[pool]};
-    soft_topk_gradient(score + row, grad_prob + row, n, scale, grad_threshold[pool], grad + row);
+    const LossGradient of_pool = {loss.gradient ? loss.gradient + row : nullptr, loss.factor};
+    soft_topk_gradient(score + row, grad_prob + row, n, scale, grad_threshold[pool], of_pool, grad + row);
   });
   return grad_scores;
 }

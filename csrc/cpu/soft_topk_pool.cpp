@@ -76,10 +76,17 @@ void soft_probs(float* centred, int64_t n, float shift) {
                 [&](int64_t, int64_t begin, int64_t end) { simd().soft_probs(centred + begin, end - begin, shift); });
 }
 
-double consistency_loss(const float* scores, const float* centred, const uint8_t* mask, int64_t n, SoftScale scale,
-                        double share, float* grad) {
+double consistency_loss(const float* scores, const float* centred, int64_t n, const HardTopK& topk, SoftScale scale,
+                        double share, float* probs, float* grad) {
   const LossSums total = sum_parts(n, [&](int64_t begin, int64_t count) {
-    return simd().consistency_loss(centred + begin, mask + begin, count, scale.shift, grad + begin);
+    const auto sums_of = [&](int64_t from, int64_t to, uint32_t bound) {
+      return simd().consistency_loss(scores + from, centred + from, to - from, bound, scale.shift,
+                                     probs ? probs + from : nullptr, grad + from);
+    };
+    const int64_t end = begin + count, split = std::clamp(topk.tie_end, begin, end);
+    LossSums sums = sums_of(begin, split, topk.kth_key);
+    add(sums, sums_of(split, end, topk.kth_key + 1));
+    return sums;
   });
   // Where all probabilities are saturated none can move.
   const float mean = total.slope > 0.0 ? static_cast<float>(total.excess / total.slope) : 0.0f;
@@ -91,30 +98,31 @@ double consistency_loss(const float* scores, const float* centred, const uint8_t
 }
 
 void soft_topk_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float grad_threshold,
-                        float* grad_scores) {
+                        LossGradient loss, float* grad_scores) {
   float* slopes = grad_scores;
-  const double slope = !std::isfinite(scale.shift) ? 0.0 : sum_parts(n, [&](int64_t begin, int64_t count) {
-    return simd().soft_slopes(scores + begin, count, scale, slopes + begin);
+  const SlopeSums sums = !std::isfinite(scale.shift) ? SlopeSums{} : sum_parts(n, [&](int64_t begin, int64_t count) {
+    return simd().soft_slopes(scores + begin, grad_probs + begin, count, scale, slopes + begin);
   });
   // Then no probability can move.
-  if (slope == 0.0) {
-    std::fill_n(grad_scores, n, 0.0f);
+  if (sums.slope == 0.0) {
+    for (int64_t i = 0; i < n; ++i) grad_scores[i] = loss.gradient ? loss.factor * loss.gradient[i] : 0.0f;
     return;
   }
-  const auto mean_around = [&](float centre) {
-    return sum_parts(n,
-                     [&](int64_t begin, int64_t count) {
-                       return simd().centred_sum(slopes + begin, grad_probs + begin, count, centre);
-                     }) /
-           slope;
-  };
   // The gradients of a pool add up to zero. Around the mean the terms are as small as the result, so that this holds
   // to the rounding of the result, also where g varies little.
-  const float mean = static_cast<float>(mean_around(0.0f));
-  const SoftGradient gradient = {scale.inverse_temperature, mean, static_cast<float>(mean_around(mean)),
-                                 static_cast<float>(1.0 / slope), grad_threshold};
+  const float mean = static_cast<float>(sums.product / sums.slope);
+  const double rest = sum_parts(n, [&](int64_t begin, int64_t count) {
+    return simd().centred_sum(slopes + begin, grad_probs + begin, count, mean);
+  });
+  const SoftGradient gradient = {scale.inverse_temperature,
+                                 mean,
+                                 static_cast<float>(rest / sums.slope),
+                                 static_cast<float>(1.0 / sums.slope),
+                                 grad_threshold,
+                                 loss.factor};
   for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
-    simd().soft_backward(scores + begin, grad_probs + begin, end - begin, gradient, grad_scores + begin);
+    simd().soft_backward(scores + begin, grad_probs + begin, loss.gradient ? loss.gradient + begin : nullptr,
+                         end - begin, gradient, grad_scores + begin);
   });
 }
 

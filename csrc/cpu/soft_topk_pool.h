@@ -36,13 +36,19 @@ struct SoftPools {
   }
 };
 
-// Sum over a pool of softplus(x_i) - m_i x_i, with x the logits centred_i + scale.shift and m the mask; grad = its
-// gradient on the scores times `share`, perhaps in place of centred; all [n].
-double consistency_loss(const float* scores, const float* centred, const uint8_t* mask, int64_t n, SoftScale scale,
-                        double share, float* grad);
+// Sum over a pool of softplus(x_i) - m_i x_i, with x the logits centred_i + scale.shift and m the hard Top-K; grad =
+// its gradient on the scores times `share`; where probs is not null, p. All [n]; grad or probs may be centred.
+double consistency_loss(const float* scores, const float* centred, int64_t n, const HardTopK& topk, SoftScale scale,
+                        double share, float* probs, float* grad);
 
-// Gradient of the scores of one pool from those of its probabilities and of its threshold; all [n].
+// What a consistency loss adds to the gradient of the scores of one pool: factor * gradient, [n] or null.
+struct LossGradient {
+  const float* gradient;
+  float factor;
+};
+
+// Gradient of the scores of one pool from those of its probabilities, of its threshold and of its loss; all [n].
 void soft_topk_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float grad_threshold,
-                        float* grad_scores);
+                        LossGradient loss, float* grad_scores);
 
 }  // namespace vs_kernels

@@ -2,12 +2,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <memory>
 #include <tuple>
 #include <vector>
 
 #include "hard_topk.h"
-#include "part_sums.h"
+#include "parallel.h"
 #include "soft_topk.h"
 #include "soft_topk_pool.h"
 
@@ -40,13 +39,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> soft_topk_with_loss(T
     float* centred = prob + row;
     const SoftScale scale = solve_soft_topk(score + row, n, k, topk, inverse, centred);
     if (choice) {
-      const std::unique_ptr<uint8_t[]> mask(new uint8_t[n]);
-      write_mask(score + row, n, topk, mask.get());
-      losses[pool] = consistency_loss(score + row, centred, mask.get(), n, scale, share, grad + row);
+      losses[pool] = consistency_loss(score + row, centred, n, topk, scale, share, prob + row, grad + row);
     } else {
+      soft_probs(prob + row, n, scale.shift);
       std::fill_n(grad + row, n, 0.0f);
     }
-    soft_probs(prob + row, n, scale.shift);
     pools.set(pool, scale, temperature);
   });
   double total = 0.0;
@@ -65,18 +62,11 @@ Tensor soft_topk_with_loss_backward(Tensor grad_probs,       // float32 [T]
                                     Tensor loss_gradient,    // float32 [T]
                                     Tensor cu_lengths,       // int64 [S + 1]
                                     double temperature) {
-  const Tensor grad_scores =
-      soft_topk_backward(grad_probs, grad_thresholds, scores, pivots, shifts, cu_lengths, temperature);
-  loss_gradient = float_vector(loss_gradient, "loss_gradient", grad_scores.numel());
+  loss_gradient = float_vector(loss_gradient, "loss_gradient", scores.numel());
   STD_TORCH_CHECK(grad_loss.is_cpu() && grad_loss.scalar_type() == ScalarType::Float && grad_loss.numel() == 1,
                   "grad_loss: expected one float32 number on the CPU");
-  const float factor = *const_data<float>(grad_loss);
-  const float* of_loss = const_data<float>(loss_gradient);
-  float* grad = data<float>(grad_scores);
-  for_each_part(grad_scores.numel(), kPartScores, [&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) grad[i] += factor * of_loss[i];
-  });
-  return grad_scores;
+  const LossGradient loss = {const_data<float>(loss_gradient), *const_data<float>(grad_loss)};
+  return soft_topk_gradients(grad_probs, grad_thresholds, scores, pivots, shifts, cu_lengths, temperature, loss);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vs_kernels, CPU, m) {

@@ -14,7 +14,8 @@ Tensor soft_jacobian(const float* credit, const Tensor& scores, const Tensor& pi
   float* grad = data<float>(grad_scores);
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool);
-    soft_topk_gradient(score + row, credit + row, n, {pivot[pool], inverse, shift[pool]}, 0.0f, grad + row);
+    const SoftScale scale = {pivot[pool], inverse, shift[pool]};
+    soft_topk_gradient(score + row, credit + row, n, scale, 0.0f, LossGradient{}, grad + row);
   });
   return grad_scores;
 }

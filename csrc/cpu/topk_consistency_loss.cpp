@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -37,11 +36,9 @@ std::tuple<Tensor, Tensor> topk_consistency_loss(Tensor scores,      // float32 
       return;
     }
     const HardTopK topk = find_topk(score + row, n, k);
-    const std::unique_ptr<uint8_t[]> mask(new uint8_t[n]);
-    write_mask(score + row, n, topk, mask.get());
     float* centred = grad + row;
     const SoftScale scale = solve_soft_topk(score + row, n, k, topk, inverse, centred);
-    sums[pool] = consistency_loss(score + row, centred, mask.get(), n, scale, share, grad + row);
+    sums[pool] = consistency_loss(score + row, centred, n, topk, scale, share, nullptr, grad + row);
   });
   double total = 0.0;
   for (const double sum : sums) total += sum;

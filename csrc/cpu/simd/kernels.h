@@ -26,6 +26,12 @@ struct SoftBalance {
   double count_below;
 };
 
+// Sums over some tokens of v, and of v g with g the gradients of the probabilities.
+struct SlopeSums {
+  double slope;
+  double product;
+};
+
 // Sums over some tokens of the consistency loss, of its gradient p - m on the logits, and of v.
 struct LossSums {
   double loss;
@@ -40,6 +46,7 @@ struct SoftGradient {
   float mean_rest;       // what the rounding took from it
   float inverse_slope;   // 1 / sum(v)
   float grad_threshold;  // gradient of the pool's threshold
+  float loss_factor;     // of the gradient that the consistency loss has sent already
 };
 
 // Loops over rows of one number format. Rows lie `stride` entries apart; vectors and sums are float32, packed.
@@ -84,14 +91,18 @@ struct SimdKernels {
   SoftBalance (*soft_balance)(const float* centred, int64_t n, float shift);
   // In place: z becomes p.
   void (*soft_probs)(float* centred, int64_t n, float shift);
-  // Writes v; returns its sum.
-  double (*soft_slopes)(const float* scores, int64_t n, SoftScale scale, float* slopes);
+  // Writes v; returns its sum and that of v g.
+  SlopeSums (*soft_slopes)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float* slopes);
   // Sum of v (g - centre).
   double (*centred_sum)(const float* slopes, const float* grad_probs, int64_t n, float centre);
-  // In place: v becomes v (g - mean) / temperature - grad_threshold v / sum(v), 0 where the score is not finite.
-  void (*soft_backward)(const float* scores, const float* grad_probs, int64_t n, SoftGradient gradient, float* slopes);
-  // Sums, from z; writes grad_logits = p - m, with m the hard mask, perhaps in place of z.
-  LossSums (*consistency_loss)(const float* centred, const uint8_t* mask, int64_t n, float shift, float* grad_logits);
+  // In place: v becomes v (g - mean) / temperature - grad_threshold v / sum(v), 0 where the score is not finite; and
+  // loss_factor * loss_gradient is added where that is not null.
+  void (*soft_backward)(const float* scores, const float* grad_probs, const float* loss_gradient, int64_t n,
+                        SoftGradient gradient, float* slopes);
+  // Sums, from z; writes grad_logits = p - m, with m whether the score's key is at least `bound`, perhaps in place of
+  // z; and p where probs is not null, perhaps in place of z.
+  LossSums (*consistency_loss)(const float* scores, const float* centred, int64_t n, uint32_t bound, float shift,
+                               float* probs, float* grad_logits);
   // In place: p - m becomes factor (p - m - v mean), 0 where the score is not finite.
   void (*consistency_gradient)(const float* scores, int64_t n, float mean, float factor, float* grad);
 
