@@ -102,13 +102,14 @@ class SelectionPlan:
 
     def cu_lengths(self, device: torch.device | str = "cpu") -> Tensor:
         """int64 [S + 1] on ``device``: first row of every pool, then T. Copied once per device."""
-        return self._to(device)[0]
+        return self.offsets(device)[0]
 
     def cu_ks(self, device: torch.device | str = "cpu") -> Tensor:
         """int64 [S + 1] on ``device``: first kept row of every pool, then K. Copied once per device."""
-        return self._to(device)[1]
+        return self.offsets(device)[1]
 
-    def _to(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    def offsets(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """``cu_lengths`` and ``cu_ks`` on ``device``."""
         if not isinstance(device, torch.device):
             device = torch.device(device)
         if device.type == "cpu":

@@ -4,10 +4,9 @@ from typing import overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call
+from vs_kernels.ops.autograd import call, first_order
 from vs_kernels.ops.checks import check_device, check_indices, check_tensor, packed_tokens
 from vs_kernels.ops.gather_tokens_with import GatherTokensWithFunction, gather_tokens_with
 
@@ -95,7 +94,7 @@ class GatherTokensFunction(torch.autograd.Function):
         return kept
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_kept):
         return _backward_op(grad_kept, *ctx.saved_tensors, ctx.total_tokens), None
 

@@ -1,9 +1,9 @@
 """gather_tokens_with: rows, their positions and their mask at once; gather_tokens is its public function."""
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from vs_kernels.library import define
+from vs_kernels.ops.autograd import first_order
 
 
 class GatherTokensWithFunction(torch.autograd.Function):
@@ -19,7 +19,7 @@ class GatherTokensWithFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_kept, *_):
         grad = torch.ops.vs_kernels.gather_tokens_backward(grad_kept, *ctx.saved_tensors, ctx.total_tokens)
         return grad, None, None, None

@@ -4,11 +4,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call
+from vs_kernels.ops.autograd import call, first_order
 from vs_kernels.ops.checks import check_scorer_weights, packed_tokens
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.plan import SelectionPlan
@@ -68,7 +67,7 @@ class ImportanceScoresFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_scores, *_):
         wanted = list(ctx.needs_input_grad[:5])
         grads = _backward_op(grad_scores, *ctx.saved_tensors, wanted)

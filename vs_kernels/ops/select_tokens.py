@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call
+from vs_kernels.ops.autograd import call, first_order
 from vs_kernels.ops.checks import check_plan, check_scorer_weights, packed_tokens
 from vs_kernels.plan import SelectionPlan
 from vs_kernels.selection import Selection
@@ -37,7 +36,7 @@ def select_tokens(
     check_plan(plan)
     rows = packed_tokens(tokens, plan)
     check_scorer_weights(tokens, q_weight, q_bias, k_weight, k_bias)
-    cu_lengths, cu_ks = plan.cu_lengths(tokens.device), plan.cu_ks(tokens.device)
+    cu_lengths, cu_ks = plan.offsets(tokens.device)
     kept, indices, scores, _, _, _ = call(
         SelectTokensFunction, _op, rows, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, plan.total_kept,
         plan.max_length,
@@ -61,7 +60,7 @@ class SelectTokensFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_kept, _, grad_scores, *__):
         indices, tokens, *scorer = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:5])

@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call
+from vs_kernels.ops.autograd import call, first_order
 from vs_kernels.ops.checks import check_temperature, packed_scores
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.plan import SelectionPlan
@@ -33,7 +32,7 @@ def soft_topk(scores: Tensor, plan: SelectionPlan, temperature: float = 1.0) -> 
     """
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
-    cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
+    cu_lengths, cu_ks = plan.offsets(scores.device)
     probs, thresholds, _, _ = call(SoftTopKFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature)
     return probs if scores.dim() == 1 else probs.view(scores.shape), thresholds
 
@@ -56,7 +55,7 @@ class SoftTopKFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_probs, grad_thresholds, *_):
         grad = _backward_op(grad_probs, grad_thresholds, *ctx.saved_tensors, ctx.temperature)
         return grad, None, None, None, None

@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call
+from vs_kernels.ops.autograd import call, first_order
 from vs_kernels.ops.checks import check_temperature, packed_scores
 from vs_kernels.plan import SelectionPlan
 
@@ -29,7 +28,7 @@ def soft_topk_with_loss(scores: Tensor, plan: SelectionPlan, temperature: float 
     """
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
-    cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
+    cu_lengths, cu_ks = plan.offsets(scores.device)
     probs, thresholds, loss, *_ = call(
         SoftTopKWithLossFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature
     )
@@ -48,7 +47,7 @@ class SoftTopKWithLossFunction(torch.autograd.Function):
         return probs, thresholds, loss
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_probs, grad_thresholds, grad_loss):
         grad = _backward_op(grad_probs, grad_thresholds, grad_loss, *ctx.saved_tensors, ctx.temperature)
         return grad, None, None, None, None

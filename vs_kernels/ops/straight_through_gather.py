@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call
+from vs_kernels.ops.autograd import call, first_order
 from vs_kernels.ops.checks import check_scale, check_temperature, packed_straight_through
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import soft_jacobian, soft_logits, solve
@@ -44,7 +43,7 @@ def straight_through_gather(
     rows, packed, ranking = packed_straight_through(tokens, scores, selection_scores, plan)
     check_temperature(temperature)
     check_scale(scale, "scale")
-    cu_lengths, cu_ks = plan.cu_lengths(tokens.device), plan.cu_ks(tokens.device)
+    cu_lengths, cu_ks = plan.offsets(tokens.device)
     kept, indices, _, _ = call(
         StraightThroughGatherFunction, _op, rows, packed, ranking, cu_lengths, cu_ks, plan.total_kept, plan.max_length,
         temperature, scale,
@@ -66,7 +65,7 @@ class StraightThroughGatherFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_kept, *_):
         wanted = list(ctx.needs_input_grad[:2])
         grads = _backward_op(grad_kept, *ctx.saved_tensors, ctx.temperature, ctx.scale, wanted)

@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call
+from vs_kernels.ops.autograd import call, first_order
 from vs_kernels.ops.checks import check_scale, check_temperature, packed_straight_through
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import solve
@@ -46,18 +45,11 @@ def straight_through_mask(
     rows, packed, ranking = packed_straight_through(tokens, scores, selection_scores, plan)
     check_temperature(temperature)
     check_scale(dropped_scale, "dropped_scale")
+    cu_lengths, cu_ks = plan.offsets(tokens.device)
     out, _, _, _ = call(
-        StraightThroughMaskFunction,
-        _op,
-        rows,
-        packed,
-        ranking,
-        plan.cu_lengths(tokens.device),
-        plan.cu_ks(tokens.device),
-        plan.max_length,
-        temperature,
+        StraightThroughMaskFunction, _op, rows, packed, ranking, cu_lengths, cu_ks, plan.max_length, temperature,
         dropped_scale,
-    )
+    )  # fmt: skip
     return out if tokens.dim() == 2 else out.view(tokens.shape)
 
 
@@ -75,7 +67,7 @@ class StraightThroughMaskFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_out, *_):
         wanted = list(ctx.needs_input_grad[:2])
         grads = _backward_op(grad_out, *ctx.saved_tensors, ctx.temperature, ctx.dropped_scale, wanted)

@@ -3,11 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call
+from vs_kernels.ops.autograd import call, first_order
 from vs_kernels.ops.checks import check_temperature, packed_scores
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import soft_logits, solve
@@ -33,7 +32,7 @@ def topk_consistency_loss(scores: Tensor, plan: SelectionPlan, temperature: floa
     """
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
-    cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
+    cu_lengths, cu_ks = plan.offsets(scores.device)
     return call(TopKConsistencyLossFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature)[0]
 
 
@@ -49,7 +48,7 @@ class TopKConsistencyLossFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_loss, _):
         (grad_scores,) = ctx.saved_tensors
         return grad_loss * grad_scores, None, None, None, None

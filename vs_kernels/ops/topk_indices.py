@@ -27,7 +27,7 @@ def topk_indices(scores: Tensor, plan: SelectionPlan) -> Tensor:
         TypeError, ValueError: an argument of the wrong type, dtype or shape.
     """
     packed = packed_scores(scores, plan)
-    cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
+    cu_lengths, cu_ks = plan.offsets(scores.device)
     # without a gradient to record, autograd is left out
     return _op(packed, cu_lengths, cu_ks, plan.total_kept, plan.max_length)
 

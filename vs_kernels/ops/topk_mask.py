@@ -24,7 +24,7 @@ def topk_mask(scores: Tensor, plan: SelectionPlan) -> Tensor:
         TypeError, ValueError: an argument of the wrong type, dtype or shape.
     """
     packed = packed_scores(scores, plan)
-    cu_lengths, cu_ks = plan.cu_lengths(scores.device), plan.cu_ks(scores.device)
+    cu_lengths, cu_ks = plan.offsets(scores.device)
     # without a gradient to record, autograd is left out
     mask = _op(packed, cu_lengths, cu_ks, plan.max_length)
     return mask if scores.dim() == 1 else mask.view(scores.shape)

@@ -49,8 +49,13 @@ void weighted_sums_of(const T* rows, int64_t stride, int64_t n, int64_t columns,
   };
   for (int64_t first = 0; first < columns; first += kTileColumns<P>) {
     const int64_t width = columns - first < kTileColumns<P> ? columns - first : kTileColumns<P>;
-    float block[P][kTileColumns<P>] = {};
-    double total[P][kTileColumns<P>] = {};
+    float block[P][kTileColumns<P>];
+    double total[P][kTileColumns<P>];
+    for (int p = 0; p < P; ++p) {
+      // Of a few columns these take longer than the sums: no more than whole registers of them.
+      for (int64_t c = 0; c < width; c += kLanes) store(&block[p][c], Vec{});
+      for (int64_t c = 0; c < width; ++c) total[p][c] = 0.0;
+    }
     const auto flush = [&] {
       for (int p = 0; p < P; ++p) {
         for (int64_t c = 0; c < width; ++c) {
