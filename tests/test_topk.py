@@ -70,6 +70,25 @@ def test_a_million_scores(backend: str, kind: str, k: int) -> None:
     check(scores, SelectionPlan([1_000_000], [k]))
 
 
+@pytest.mark.parametrize("length", [8192, 16_384, 150_000])
+@pytest.mark.parametrize("sampled", [-100.0, 100.0, math.nan])
+def test_evenly_spaced_scores_unlike_the_others(backend: str, length: int, sampled: float) -> None:
+    """Where a large pool is searched first is told by some of its scores."""
+    scores = torch.randn(length)
+    scores[torch.arange(512) * length // 512] = sampled
+    for k in (1, 100, 2000, length // 2, length - 1):
+        check(scores, SelectionPlan([length], [k]))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.7, 0.99])
+def test_large_pools_over_all_magnitudes(backend: str, share: float) -> None:
+    """Huge, tiny and huge negative scores: as many bits apart as can be, with the k-th in the gap between two kinds."""
+    scores = torch.randn(20_000).abs() + 1
+    kind = torch.randint(0, 10, scores.shape)
+    scores *= torch.where(kind < 5, 1e30, torch.where(kind < 7, 1e-30, -1e37))
+    check(scores, SelectionPlan([20_000], [int(20_000 * share)]))
+
+
 @pytest.mark.interpreted
 def test_scores_that_differ_in_the_last_bit(backend: str) -> None:
     scores = torch.nextafter(torch.ones(4096), torch.rand(4096).round() * 2)

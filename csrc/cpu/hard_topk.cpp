@@ -1,6 +1,8 @@
 #include "hard_topk.h"
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -12,12 +14,27 @@
 namespace vs_kernels {
 namespace {
 
-constexpr int kDigitBits = 11;
+constexpr int kDigitBits = 9;
 constexpr int64_t kBuckets = int64_t{1} << kDigitBits;
 constexpr int64_t kPartRows = 65536;
 constexpr int64_t kMaskRows = 1024;
+// Keys that tell well enough where the k-th is among many times as many.
+constexpr int64_t kSample = 512;
+constexpr int64_t kSampledPool = 16 * kSample;
+// In standard deviations of a rank in the sample: one pool in some ten thousand is read a second time.
+constexpr double kSampleMargin = 4.0;
 
 using Histogram = std::array<uint32_t, kBuckets>;
+
+int bit_width(uint32_t x) { return x ? 32 - __builtin_clz(x) : 0; }
+
+// Keys from base on, below base + 2^width.
+struct Bucket {
+  uint32_t base;
+  int width;
+};
+
+Bucket bucket_of(KeyRange range) { return {range.min, bit_width(range.max - range.min)}; }
 
 // One part of the pool: the keys that may still be the k-th.
 struct Part {
@@ -40,8 +57,6 @@ struct Part {
   }
 };
 
-int bit_width(uint32_t x) { return x ? 32 - __builtin_clz(x) : 0; }
-
 // The bucket of the rank-th largest key; rank becomes that within the bucket.
 int64_t find_bucket(const Histogram& counts, int64_t* rank) {
   int64_t end = kBuckets;
@@ -54,6 +69,43 @@ int64_t find_bucket(const Histogram& counts, int64_t* rank) {
     }
   }
   return end - 1;
+}
+
+// Where the k-th largest of n keys very likely is, by evenly spaced ones of them.
+Bucket likely_bucket(const uint32_t* keys, int64_t n, int64_t k, KeyRange range) {
+  std::array<uint32_t, kSample> sample_keys;
+  for (int64_t i = 0; i < kSample; ++i) sample_keys[i] = keys[i * n / kSample];
+  Part sample = {sample_keys.data(), kSample, range, {}};
+  const int shift = std::max(0, bit_width(range.max - range.min) - kDigitBits);
+  sample.count_digits(range.min, shift);
+
+  const auto start_of = [&](int64_t digit) { return range.min + (static_cast<uint64_t>(digit) << shift); };
+
+  const double middle = kSample * static_cast<double>(k) / static_cast<double>(n);
+  const double margin = 1.0 + kSampleMargin * std::sqrt(middle * (1.0 - middle / kSample));
+  int64_t first = static_cast<int64_t>(middle - margin), last = static_cast<int64_t>(middle + margin);
+  KeyRange likely = range;
+  if (first > 0) {
+    likely.max =
+        static_cast<uint32_t>(std::min<uint64_t>(range.max, start_of(find_bucket(sample.histogram, &first) + 1) - 1));
+  }
+  if (last <= kSample) likely.min = static_cast<uint32_t>(start_of(find_bucket(sample.histogram, &last)));
+  return bucket_of(likely);
+}
+
+// Keeps the keys of the bucket, and counts.
+BucketCounts keep(std::vector<Part>& parts, Bucket bucket) {
+  std::vector<BucketCounts> counts(parts.size());
+  for_each_part(static_cast<int64_t>(parts.size()), 1, [&](int64_t i, int64_t, int64_t) {
+    counts[i] = simd().keep_bucket(parts[i].keys, parts[i].count, bucket.base, bucket.width);
+    parts[i].count = counts[i].inside;
+  });
+  BucketCounts total = {};
+  for (const BucketCounts& part : counts) {
+    total.inside += part.inside;
+    total.at_least += part.at_least;
+  }
+  return total;
 }
 
 // Row after the last of the first `kept` rows whose key is `key`.
@@ -80,33 +132,48 @@ int64_t mark(const float* scores, int64_t begin, int64_t end, const HardTopK& to
 HardTopK find_topk(const float* scores, int64_t n, int64_t k) {
   const std::unique_ptr<uint32_t[]> keys(new uint32_t[n]);
   std::vector<Part> parts(num_parts(n, kPartRows));
-  for_each_part(n, kPartRows, [&](int64_t part, int64_t begin, int64_t end) {
-    parts[part].keys = keys.get() + begin;
-    parts[part].count = end - begin;
-    parts[part].range = simd().score_keys(scores + begin, end - begin, parts[part].keys);
-  });
+  const auto read_keys = [&] {
+    for_each_part(n, kPartRows, [&](int64_t part, int64_t begin, int64_t end) {
+      parts[part].keys = keys.get() + begin;
+      parts[part].count = end - begin;
+      parts[part].range = simd().score_keys(scores + begin, end - begin, parts[part].keys);
+    });
+  };
+  read_keys();
   KeyRange range = parts[0].range;
   for (const Part& part : parts) {
     range = {std::min(range.min, part.range.min), std::max(range.max, part.range.max)};
   }
 
-  // Radix selection, most significant digit first, over the digits in which the keys differ at all.
-  uint32_t base = range.min;
-  int shift = std::max(0, bit_width(range.max - range.min) - kDigitBits);
-  Histogram& counts = parts[0].histogram;
+  Bucket bucket = bucket_of(range);
   int64_t rank = k;
+  const Bucket likely = n < kSampledPool ? bucket : likely_bucket(keys.get(), n, k, range);
+  if (likely.width < bucket.width) {
+    const BucketCounts counts = keep(parts, likely);
+    // Negative where the bucket reaches past the largest key, to the smallest ones: inside it those come first.
+    const int64_t above = counts.at_least - counts.inside;
+    if (above < k && k <= counts.at_least) {
+      bucket = likely;
+      rank = k - above;
+    } else {
+      read_keys();
+    }
+  }
+
+  // Radix selection, most significant digit first, over the digits in which the keys differ at all.
+  auto [base, width] = bucket;
+  int shift = std::max(0, width - kDigitBits);
+  Histogram& counts = parts[0].histogram;
   for (;;) {
     for_each_part(static_cast<int64_t>(parts.size()), 1,
                   [&](int64_t part, int64_t, int64_t) { parts[part].count_digits(base, shift); });
     for (size_t part = 1; part < parts.size(); ++part) {
-      for (int64_t bucket = 0; bucket < kBuckets; ++bucket) counts[bucket] += parts[part].histogram[bucket];
+      for (int64_t digit = 0; digit < kBuckets; ++digit) counts[digit] += parts[part].histogram[digit];
     }
-    const int64_t bucket = find_bucket(counts, &rank);
-    base += static_cast<uint32_t>(bucket) << shift;
-    if (shift == 0) return {base, rank == counts[bucket] ? n : end_of_ties(scores, n, base, rank), range};
-    for_each_part(static_cast<int64_t>(parts.size()), 1, [&](int64_t part, int64_t, int64_t) {
-      parts[part].count = simd().keep_bucket(parts[part].keys, parts[part].count, base, shift);
-    });
+    const int64_t digit = find_bucket(counts, &rank);
+    base += static_cast<uint32_t>(digit) << shift;
+    if (shift == 0) return {base, rank == counts[digit] ? n : end_of_ties(scores, n, base, rank), range};
+    keep(parts, {base, shift});
     shift = std::max(0, shift - kDigitBits);
   }
 }

@@ -1,7 +1,7 @@
 // Moving the marked entries of an array together, in order, without a branch per entry.
 #pragma once
 
-#include <stdint.h>
+#include "kernels.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>  // forced-inline functions only: nothing that the linker could merge into other code
@@ -26,8 +26,8 @@ struct LaneNumbers {
 constexpr LaneNumbers kLaneNumbers;
 #endif
 
-int64_t keep_bucket(uint32_t* keys, int64_t n, uint32_t base, int shift) {
-  int64_t kept = 0, i = 0;
+BucketCounts keep_bucket(uint32_t* keys, int64_t n, uint32_t base, int shift) {
+  int64_t kept = 0, at_least = 0, i = 0;
 #if defined(__AVX2__)
   const __m256i bases = _mm256_set1_epi32(static_cast<int>(base));
   const __m128i shifts = _mm_cvtsi32_si128(shift);
@@ -39,14 +39,17 @@ int64_t keep_bucket(uint32_t* keys, int64_t n, uint32_t base, int shift) {
     const __m256i lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(kLaneNumbers.of[set])));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(keys + kept), _mm256_permutevar8x32_epi32(key, lanes));
     kept += __builtin_popcount(set);
+    const __m256i reaches = _mm256_cmpeq_epi32(_mm256_max_epu32(key, bases), key);
+    at_least += __builtin_popcount(_mm256_movemask_ps(_mm256_castsi256_ps(reaches)));
   }
 #endif
   for (; i < n; ++i) {
     const uint32_t key = keys[i];
     keys[kept] = key;
     kept += (key - base) >> shift == 0;
+    at_least += key >= base;
   }
-  return kept;
+  return {kept, at_least};
 }
 
 int64_t marked_rows(const uint8_t* mask, int64_t n, int64_t first_row, int64_t* rows) {

@@ -11,6 +11,12 @@ struct KeyRange {
   uint32_t max;
 };
 
+// How many keys are in a bucket, and how many are not below its start.
+struct BucketCounts {
+  int64_t inside;
+  int64_t at_least;
+};
+
 // Soft Top-K of one pool: x = (score - pivot) * inverse_temperature + shift, p = sigmoid(x).
 struct SoftScale {
   float pivot;
@@ -80,8 +86,8 @@ struct SimdKernels {
   int64_t (*count_equal)(const float* scores, int64_t n, uint32_t key);
   // mask = key >= bound; returns how many are.
   int64_t (*mark_at_least)(const float* scores, int64_t n, uint32_t bound, uint8_t* mask);
-  // Keeps, in place, the keys of the bucket that starts at base and is 2^shift wide; returns how many there are.
-  int64_t (*keep_bucket)(uint32_t* keys, int64_t n, uint32_t base, int shift);
+  // Keeps, in place, the keys of the bucket that starts at base and is 2^shift wide, modulo 2^32.
+  BucketCounts (*keep_bucket)(uint32_t* keys, int64_t n, uint32_t base, int shift);
   // rows = first_row + i for each i with mask[i]; returns how many. Writes up to 8 entries beyond those.
   int64_t (*marked_rows)(const uint8_t* mask, int64_t n, int64_t first_row, int64_t* rows);
 
