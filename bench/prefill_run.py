@@ -1,17 +1,19 @@
 """The calls of a prefill run, each verified before its time counts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from bench.harness import Clock, Seconds, peak_during
 from bench.ops_verify import WrongResult
-from bench.prefill_stages import Prefill, encoded_once, timed_prefill
+from bench.prefill_stages import Prefill, encoded_once, time_between, timed_prefill
 from bench.subject import Subject
 from vs_kernels.integrations.transformers import attach_selector
 from vs_kernels.plan import SelectionPlan
+
+Result = TypeVar("Result")
 
 
 class Sample(NamedTuple):
@@ -21,9 +23,12 @@ class Sample(NamedTuple):
         kept: bool [T], which visual tokens of all images stayed.
         moved: how far the logits at budget 1 were from those of the model's first call where both calls, made again,
             agreed bit for bit; 0 where these did.
+        own: the model's own share of ``prefill.selection``: what it takes there without selector, measured straight
+            after that call, as cold as it.
         alone: the LLM of the same round, without selection, on as many tokens of text: the measured ideal; None where
             nothing was dropped.
-        peak_bytes: as :func:`bench.harness.peak_during` tells it.
+        peak_bytes: as :func:`bench.harness.peak_during` tells it, with the output of the ViT that ``own`` starts
+            from.
     """
 
     round: int
@@ -31,6 +36,7 @@ class Sample(NamedTuple):
     kept: Tensor
     prefill: Prefill
     moved: float
+    own: Seconds
     alone: Seconds | None
     peak_bytes: int | None
 
@@ -41,12 +47,14 @@ def samples(
     budgets: Sequence[float],
     rounds: int,
     clock: Clock,
+    encoded: list[Any],
     known: Callable[[int, float], bool] = lambda number, budget: False,
 ) -> Iterator[Sample]:
     """Call the model with its selector, once a round at each of ``budgets``, and before that once that does not count.
 
     Args:
         unpatched: the same call of the model without selector.
+        encoded: what :func:`encoded_once` keeps of the vision encoder, or an empty list.
         known: whether the sample of a round and budget was measured before, and is left out.
 
     Raises:
@@ -59,25 +67,31 @@ def samples(
         handle.budget = budget
         return timed_prefill(subject.model, subject.inputs, clock)
 
-    def call(budget: float) -> tuple[Tensor, Prefill, float, Seconds | None, int | None]:
+    def without_selector(measure: Callable[..., Result]) -> Result:
         nonlocal handle
+        handle.detach()
+        result = measure(subject.model, subject.inputs, clock)
+        handle = attach_selector(subject.model, subject.selector)
+        return result
+
+    def call(budget: float) -> tuple[Tensor, Prefill, float, Seconds, Seconds | None, int | None]:
         prefill, peak = peak_during(clock.device, lambda: prefill_at(budget))
         selection = handle.last_selection[subject.request.modality]
         kept = _mask(selection.indices, sum(subject.lengths))
+        with encoded_once(subject.model, encoded):
+            own = without_selector(time_between)
         _verify(subject, budget, kept, prefill, unpatched)
         moved = _moved(prefill, unpatched) if budget == 1.0 else 0.0
         if moved:
             # A library under the model may have rounded one of the two in another order: a second call of both tells.
-            handle.detach()
-            alone = timed_prefill(subject.model, subject.inputs, clock)
-            handle = attach_selector(subject.model, subject.selector)
+            alone = without_selector(timed_prefill)
             if again := _moved(prefill_at(budget), alone):
                 raise WrongResult(
                     f"budget 100% moved the logits by up to {again:.3g}, expected those of the model alone"
                 )
         if prefill.sequence_length == unpatched.sequence_length:
-            return kept, prefill, moved, None, peak
-        return kept, prefill, moved, timed_prefill(subject.model, _text(subject, prefill), clock).llm, peak
+            return kept, prefill, moved, own, None, peak
+        return kept, prefill, moved, own, timed_prefill(subject.model, _text(subject, prefill), clock).llm, peak
 
     wanted = [
         (number, budget)
@@ -86,7 +100,7 @@ def samples(
         if not known(number, budget)
     ]
     try:
-        with encoded_once(subject.model):
+        with encoded_once(subject.model, encoded):
             for budget in dict.fromkeys(budget for _, budget in wanted if budget != 1.0):
                 call(budget)  # shapes that no call had yet
         for number, budget in wanted:

@@ -1,11 +1,11 @@
-"""Where the time of one prefill goes: ViT, selection, LLM."""
+"""Where the time of one prefill goes: ViT, what lies between it and the LLM, LLM."""
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +15,17 @@ from transformers import PreTrainedModel
 from bench.harness import Clock, Mark, Seconds
 
 
+class _LLMStarts(Exception):
+    """Ends a call where the language model would begin."""
+
+
 class Prefill(NamedTuple):
     """One prefill, from pixels and prompt to the logits of the first new token.
 
     Attributes:
         vit: the vision encoder with its merger; 0 of a prompt without pixels.
         selection: all that is neither ViT nor LLM: scoring, Top-K, gather, the shorter prompt and its positions, and
-            the embedding of the prompt, which a model without selection does as well.
+            what a model without selection does there as well, see :func:`time_between`.
         llm: the language model, its head on the last position, and the first new token.
         total: the call: the time to the first token, from pixels on.
         sequence_length: tokens that the language model read.
@@ -48,6 +52,50 @@ class Prefill(NamedTuple):
 @torch.inference_mode()
 def timed_prefill(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Clock) -> Prefill:
     """Run ``model`` once on ``inputs``, as a user calls it, with marks where the ViT and the LLM begin and end."""
+    with _marked(model, clock) as marks:
+        output = model(**inputs, logits_to_keep=1, use_cache=True)
+        # To the first new token, which is what somebody waits for.
+        token = output.logits[:, -1].argmax(dim=-1)
+        marks["call ends"] = clock.mark()
+        clock.synchronize()
+    vit = _vit(marks, clock)
+    llm = clock.between(marks["llm starts"], marks["call ends"])
+    total = clock.between(marks["call starts"], marks["call ends"])
+    cache = output.past_key_values
+    return Prefill(
+        vit=vit,
+        selection=_less(_less(total, vit), llm),
+        llm=llm,
+        total=total,
+        sequence_length=cache.get_seq_length(),
+        kv_cache_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
+        logits=output.logits[:, -1],
+        token=token,
+    )
+
+
+@torch.inference_mode()
+def time_between(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Clock) -> Seconds:
+    """What ``model`` takes from the call to its language model, which does not run, less its vision encoder."""
+
+    def stop(*_: object) -> None:
+        raise _LLMStarts
+
+    with _marked(model, clock) as marks:
+        hook = model.model.language_model.register_forward_pre_hook(stop)  # after the one that marks
+        try:
+            with contextlib.suppress(_LLMStarts):
+                model(**inputs, logits_to_keep=1, use_cache=True)
+            clock.synchronize()
+        finally:
+            hook.remove()
+    return _less(clock.between(marks["call starts"], marks["llm starts"]), _vit(marks, clock))
+
+
+@contextlib.contextmanager
+def _marked(model: PreTrainedModel, clock: Clock) -> Iterator[dict[str, Mark]]:
+    """Marks of the one call made in this context: where it starts, where the ViT starts and ends, where the LLM starts;
+    the ViT's are lacking where it does not run."""
     marks: dict[str, Mark] = {}
 
     def mark(name: str, *_: object) -> None:
@@ -62,41 +110,37 @@ def timed_prefill(model: PreTrainedModel, inputs: dict[str, Tensor], clock: Cloc
     try:
         clock.synchronize()
         mark("call starts")
-        output = model(**inputs, logits_to_keep=1, use_cache=True)
-        # To the first new token, which is what somebody waits for.
-        token = output.logits[:, -1].argmax(dim=-1)
-        mark("call ends")
-        clock.synchronize()
+        yield marks
     finally:
         for hook in hooks:
             hook.remove()
 
-    vit = clock.between(marks["vit starts"], marks["vit ends"]) if "vit starts" in marks else Seconds(0.0, 0.0)
-    llm = clock.between(marks["llm starts"], marks["call ends"])
-    total = clock.between(marks["call starts"], marks["call ends"])
-    cache = output.past_key_values
-    return Prefill(
-        vit=vit,
-        selection=Seconds(total.wall - vit.wall - llm.wall, total.process - vit.process - llm.process),
-        llm=llm,
-        total=total,
-        sequence_length=cache.get_seq_length(),
-        kv_cache_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
-        logits=output.logits[:, -1],
-        token=token,
-    )
+
+def _vit(marks: dict[str, Mark], clock: Clock) -> Seconds:
+    return clock.between(marks["vit starts"], marks["vit ends"]) if "vit starts" in marks else Seconds(0.0, 0.0)
+
+
+def _less(whole: Seconds, part: Seconds) -> Seconds:
+    return Seconds(whole.wall - part.wall, whole.process - part.process)
 
 
 @contextlib.contextmanager
-def encoded_once(model: PreTrainedModel) -> Iterator[None]:
-    """From its second call on, in this context, the vision encoder returns what it made in the first."""
+def encoded_once(model: PreTrainedModel, made: list[Any]) -> Iterator[None]:
+    """In this context the vision encoder returns what it made before, where ``made`` holds it.
+
+    Args:
+        made: empty, or with that output; the first call fills it. The same list in several contexts, one within
+            another too, has the encoder run once for all of them.
+    """
     visual = model.model.visual
-    encode, made, outer = visual.forward, [], vars(visual).get("forward")
+    encode, outer = visual.forward, vars(visual).get("forward")
 
     def forward(*args: object, **kwargs: object) -> object:
         if not made:
-            made.append(encode(*args, **kwargs))
-        return dataclasses.replace(made[0])  # callers put other tokens into it
+            made[:] = [encode(*args, **kwargs)]
+        # A copy: callers put other tokens into it, and find it in the caches as if it had just been made.
+        copies = {name: value.clone() for name, value in made[0].items()}
+        return dataclasses.replace(made[0], **copies)
 
     visual.forward = forward
     try:

@@ -1,6 +1,6 @@
 """From the samples of a prefill run to its table and its verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
@@ -28,15 +28,18 @@ class Row(NamedTuple):
         visual_tokens, sequence_length: what the LLM reads of the photo, and with the text.
         kv_cache_bytes: what the prefill leaves.
         peak_bytes: most memory in use during a call, weights included; None where the system does not tell.
-        wall, process: by stage, median seconds on the wall and of CPU time.
+        wall, process: by stage, median seconds on the wall and of CPU time; "selection" is all between ViT and LLM.
+        own: median seconds on the wall that the model without selector takes between ViT and LLM, in the same rounds;
+            None in records of earlier versions, which did not measure it.
+        added: what selection adds to them: "selection" on the wall less ``own``, which noise can make negative.
         spread: slowest call less fastest, over the median.
         llm_speedup, total_speedup: on the wall.
         llm_process_speedup: of CPU time, which other programs on the machine disturb less.
         llm_ideal: speed-up of an LLM whose time is in proportion to its sequence: the token ratio.
         llm_alone: median seconds of the LLM, without selection, on as many tokens of text, in the same rounds; None
             where it was not measured.
-        total_ideal: speed-up of the call with that LLM, this budget's ViT and a selection that is free.
-        selection_share: selection over the LLM's prefill.
+        total_ideal: speed-up of the call with that LLM, this budget's ViT and nothing between them.
+        selection_share: ``added`` over the LLM's prefill.
     """
 
     budget: float
@@ -46,6 +49,8 @@ class Row(NamedTuple):
     peak_bytes: int | None
     wall: dict[str, float]
     process: dict[str, float]
+    own: float | None
+    added: float | None
     spread: float
     llm_speedup: float
     total_speedup: float
@@ -53,7 +58,7 @@ class Row(NamedTuple):
     llm_ideal: float
     llm_alone: float | None
     total_ideal: float
-    selection_share: float
+    selection_share: float | None
 
 
 def summarise(samples: Sequence[dict[str, Any]]) -> list[Row]:
@@ -71,7 +76,8 @@ def summarise(samples: Sequence[dict[str, Any]]) -> list[Row]:
         totals = [sample["total_wall_s"] for sample in by_budget[budget]]
         base_wall, base_process = (rows[0].wall, rows[0].process) if rows else (wall, process)
         base_length = rows[0].sequence_length if rows else first["sequence_length"]
-        alone = [sample["alone_wall_s"] for sample in by_budget[budget] if sample.get("alone_wall_s")]
+        own = _median_of("own_wall_s", by_budget[budget])
+        added = None if own is None else wall["selection"] - own
         llm_ideal = base_length / first["sequence_length"]
         rows.append(
             Row(
@@ -82,21 +88,29 @@ def summarise(samples: Sequence[dict[str, Any]]) -> list[Row]:
                 peak_bytes=max((sample.get("peak_bytes") or 0 for sample in by_budget[budget]), default=0) or None,
                 wall=wall,
                 process=process,
+                own=own,
+                added=added,
                 spread=(max(totals) - min(totals)) / wall["total"],
                 llm_speedup=base_wall["llm"] / wall["llm"],
                 total_speedup=base_wall["total"] / wall["total"],
                 llm_process_speedup=base_process["llm"] / process["llm"],
                 llm_ideal=llm_ideal,
-                llm_alone=quantiles(alone)["q50"] if alone else None,
+                llm_alone=_median_of("alone_wall_s", by_budget[budget]),
                 total_ideal=total_ideal(base_wall, wall["vit"], llm_ideal),
-                selection_share=wall["selection"] / wall["llm"],
+                selection_share=None if added is None else added / wall["llm"],
             )
         )
     return rows
 
 
+def _median_of(field: str, samples: Sequence[dict[str, Any]]) -> float | None:
+    """Of a field that not all samples have; None where none of these do."""
+    values = [sample[field] for sample in samples if field in sample]
+    return quantiles(values)["q50"] if values else None
+
+
 def total_ideal(base: dict[str, float], vit: float, llm_ideal: float) -> float:
-    """Speed-up of a whole call whose LLM becomes ``llm_ideal`` times faster and whose selection costs nothing.
+    """Speed-up of a whole call whose LLM becomes ``llm_ideal`` times faster, with nothing between ViT and LLM.
 
     Args:
         base: the baseline's seconds by stage.
@@ -121,7 +135,8 @@ def table(rows: Sequence[Row]) -> Table:
     line("KV cache, MB", [f"{row.kv_cache_bytes / 1e6:.1f}" for row in rows])
     line("peak memory, GB", [f"{row.peak_bytes / 1e9:.2f}" if row.peak_bytes else "-" for row in rows], last=True)
     line("ViT, s", [f"{row.wall['vit']:.2f}" for row in rows])
-    line("selection, ms", [f"{row.wall['selection'] * 1e3:,.2f}" for row in rows])
+    line("between ViT and LLM, ms", [f"{row.wall['selection'] * 1e3:,.2f}" for row in rows])
+    line("  selection adds, ms", [_known(row.added, lambda added: f"{added * 1e3:,.2f}") for row in rows])
     line("LLM prefill, s", [f"{row.wall['llm']:.2f}" for row in rows])
     line("end to end: time to first token, s", [f"{row.wall['total']:.2f}" for row in rows])
     line("  spread of the rounds", [f"{row.spread:.0%}" for row in rows], "dim", last=True)
@@ -134,8 +149,12 @@ def table(rows: Sequence[Row]) -> Table:
     line("end to end, speed-up", [f"{row.total_speedup:.2f}x" for row in rows], "bold")
     line("  ideal", [f"{row.total_ideal:.2f}x" for row in rows])
     line("  of the ideal", [f"{row.total_speedup / row.total_ideal:.0%}" for row in rows], last=True)
-    line("selection / LLM prefill", [f"{row.selection_share:.2%}" for row in rows])
+    line("selection / LLM prefill", [_known(row.selection_share, "{:.2%}".format) for row in rows])
     return result
+
+
+def _known(value: float | None, text: Callable[[float], str]) -> str:
+    return "-" if value is None else text(value)
 
 
 def _of_alone(row: Row) -> str:
@@ -176,9 +195,11 @@ def failures(rows: Sequence[Row]) -> list[str]:
 def share_failures(rows: Sequence[Row]) -> list[str]:
     """Where the selection takes more than it may: what a single round can tell."""
     row = next(row for row in rows if row.budget == CHECKED_BUDGET)
+    if row.selection_share is None:
+        return [f"at budget {row.budget:.0%} it was not measured what the model takes between ViT and LLM by itself"]
     if row.selection_share <= MOST_SELECTION:
         return []
     return [
-        f"at budget {row.budget:.0%} selection takes {row.selection_share:.2%} of the LLM prefill, "
+        f"at budget {row.budget:.0%} selection adds {row.selection_share:.2%} of the LLM prefill, "
         f"expected at most {MOST_SELECTION:.1%}"
     ]

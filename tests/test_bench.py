@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench import __main__ as bench
 from bench import harness
-from bench.prefill_summary import STAGES, failures, share_failures, summarise
+from bench.prefill_summary import STAGES, failures, share_failures, summarise, table
 from bench.suites import prefill
 
 CPU = torch.device("cpu")
@@ -138,18 +138,78 @@ def test_a_run_writes_its_records_its_summary_and_its_pictures(tiny, tmp_path, c
         # Two layers, keys and values, one head of 32 float32 numbers.
         assert sample["kv_cache_bytes"] == sample["sequence_length"] * 2 * 2 * 32 * 4
         assert sample["total_wall_s"] == pytest.approx(sum(sample[f"{s}_wall_s"] for s in ("vit", "selection", "llm")))
-        assert all(sample[f"{stage}_wall_s"] > 0 for stage in STAGES)
+        assert all(sample[f"{stage}_wall_s"] > 0 for stage in (*STAGES, "own"))
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [row["budget"] for row in summary["budgets"]] == [1.0, 0.5, 0.2]
     assert summary["missed"] == [] and summary["peak_memory"]["resident"] > 0
+    for row in summary["budgets"]:
+        own = [sample["own_wall_s"] for sample in samples if sample["budget"] == row["budget"]]
+        assert row["own"] == pytest.approx(sum(own) / 2)
+        assert row["added"] == pytest.approx(row["wall"]["selection"] - row["own"])
+        assert row["selection_share"] == pytest.approx(row["added"] / row["wall"]["llm"])
     for name in ("speedup.png", "kept_tokens.png"):
         with Image.open(tmp_path / name) as picture:
             low, high = picture.convert("L").getextrema()
             assert min(picture.size) > 300 and low < 60 and high > 250
     printed = capsys.readouterr().out
     assert "Random weights: the times are real, the choice of tokens is not." in printed
-    assert "peak memory" in printed and "selection, ms" in printed
+    assert "peak memory" in printed and "between ViT and LLM, ms" in printed and "selection adds, ms" in printed
+
+
+def _tiny_subject():
+    from bench.models import TINY
+    from bench.photo import read_photo
+    from bench.prompt import Request
+    from bench.subject import load_subjects
+
+    return load_subjects(read_photo(None), [Request(64)], TINY, None, CPU, torch.float32, "sdpa", 0)[0]
+
+
+def test_the_models_own_share_is_timed_without_selector_vit_and_llm(monkeypatch):
+    from bench import prefill_run
+    from bench.prefill_stages import timed_prefill
+
+    subject = _tiny_subject()
+    ran = []
+
+    def noted(name, original):
+        return lambda *args, **kwargs: ran.append(name) or original(*args, **kwargs)
+
+    def time_between(model, inputs, clock):
+        assert model is subject.model and inputs is subject.inputs
+        assert "forward" not in vars(model), "a selector is attached"
+        before = len(ran)
+        own = original(model, inputs, clock)
+        shares.append((ran[before:], own))
+        return own
+
+    for part in ("visual", "language_model"):
+        module = getattr(subject.model.model, part)
+        monkeypatch.setattr(module, "forward", noted(part, module.forward))
+    shares, original = [], prefill_run.time_between
+    monkeypatch.setattr(prefill_run, "time_between", time_between)
+    clock, encoded = harness.Clock(CPU), []
+    unpatched = timed_prefill(subject.model, subject.inputs, clock)
+    samples = list(prefill_run.samples(subject, unpatched, [1.0, 0.2], 1, clock, encoded))
+    assert [parts for parts, _ in shares] == [[]] * 3, "at 20 % before the rounds, then once a sample"
+    assert [sample.own for sample in samples] == [own for _, own in shares[1:]]
+    assert ran.count("visual") == 4 and len(encoded) == 1, "alone, once before the rounds, once a sample"
+
+
+def test_a_call_that_stops_at_the_llm_leaves_the_model_as_it_was():
+    from bench.prefill_stages import encoded_once, time_between, timed_prefill
+
+    subject = _tiny_subject()
+    model, clock, encoded = subject.model, harness.Clock(CPU), []
+    before = timed_prefill(model, subject.inputs, clock)
+    for _ in range(2):
+        with encoded_once(model, encoded), encoded_once(model, encoded):
+            time_between(model, subject.inputs, clock)
+            assert torch.equal(timed_prefill(model, subject.inputs, clock).logits, before.logits)
+    assert torch.equal(timed_prefill(model, subject.inputs, clock).logits, before.logits)
+    for module in (model.model.visual, model.model.language_model):
+        assert not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)
 
 
 def test_a_photo_of_another_shape(tiny, tmp_path):
@@ -229,6 +289,7 @@ def test_an_interrupted_run_is_taken_up(tiny, tmp_path, monkeypatch, capsys):
     assert tiny("--rounds", "2", "--budgets", "0.5", "0.2") == 0
     samples = [record for record in _records(tmp_path) if record["record"] == "sample"]
     assert len(measured) == 4 and samples[:4] == measured
+    assert all("own_wall_s" in sample and "own_process_s" in sample for sample in samples)
     assert [(sample["round"], sample["budget"]) for sample in samples] == [
         *[(1, 1.0), (1, 0.5), (1, 0.2)],
         *[(2, 0.2), (2, 0.5), (2, 1.0)],
@@ -273,9 +334,9 @@ def test_long_prompts_have_one_round_in_which_the_vit_runs_once(tiny, tmp_path, 
 
 
 def test_a_long_prompt_is_checked_for_its_selection_alone():
-    samples = [_sample(1.0, 1050, llm=5.25, selection=0.005), _sample(0.2, 250, llm=4.0, selection=0.1)]
+    samples = [_sample(1.0, 1050, llm=5.25, selection=0.005), _sample(0.2, 250, llm=4.0, selection=0.11, own=0.01)]
     (sentence,) = share_failures(summarise(samples))
-    assert sentence == "at budget 20% selection takes 2.50% of the LLM prefill, expected at most 0.5%"
+    assert sentence == "at budget 20% selection adds 2.50% of the LLM prefill, expected at most 0.5%"
     assert len(failures(summarise(samples))) == 3
 
 
@@ -346,17 +407,24 @@ def test_a_model_can_be_left_unpacked(tiny, tmp_path, capsys):
     assert "packed" not in capsys.readouterr().out
 
 
-def _sample(budget: float, length: int, *, llm: float, selection: float, vit: float = 2.0) -> dict:
+def _sample(
+    budget: float, length: int, *, llm: float, selection: float, vit: float = 2.0, own: float | None = 0.0
+) -> dict:
     """A sample as a run records it, of 1,000 visual tokens and 50 of text."""
     wall = {"vit": vit, "selection": selection, "llm": llm, "total": vit + selection + llm}
     times = {f"{stage}_{kind}_s": value for stage, value in wall.items() for kind in ("wall", "process")}
     tokens = {"visual_tokens": length - 50, "sequence_length": length, "kv_cache_bytes": length * 1000}
+    if own is not None:
+        times |= {"own_wall_s": own, "own_process_s": own}
     return {"budget": budget, **tokens, **times}
 
 
 def test_the_summary_takes_medians_and_compares_with_the_largest_budget():
     full = [_sample(1.0, 1050, llm=seconds, selection=0.1) for seconds in (9.0, 5.25, 5.25)]
-    fifth = [_sample(0.2, 250, llm=seconds, selection=0.05) for seconds in (1.25, 1.25, 0.5)]
+    fifth = [
+        _sample(0.2, 250, llm=seconds, selection=0.05, own=own)
+        for seconds, own in ((1.25, 0.02), (1.25, 0.03), (0.5, 0.2))
+    ]
     base, row = summarise([*fifth, *full])
     assert (base.budget, base.llm_speedup, base.total_speedup, base.llm_ideal) == (1.0, 1.0, 1.0, 1.0)
     assert base.wall["llm"] == 5.25 and row.wall["llm"] == 1.25
@@ -364,7 +432,8 @@ def test_the_summary_takes_medians_and_compares_with_the_largest_budget():
     assert row.llm_ideal == pytest.approx(1050 / 250)
     assert row.total_speedup == pytest.approx(7.35 / 3.3)
     assert row.total_ideal == pytest.approx(7.35 / 3.25)
-    assert row.selection_share == pytest.approx(0.05 / 1.25)
+    assert (row.wall["selection"], row.own) == (0.05, 0.03)
+    assert row.added == pytest.approx(0.02) and row.selection_share == pytest.approx(0.02 / 1.25)
     assert row.spread == pytest.approx(0.75 / 3.3)
 
 
@@ -379,14 +448,44 @@ def test_a_slower_vision_encoder_is_no_fault_of_the_selection():
     [
         (1.25, 0.005, []),
         (1.40, 0.005, ["LLM prefill is 3.75x faster", "2.13x faster end to end"]),
-        (1.25, 0.02, ["selection takes 1.60% of the LLM prefill"]),
+        (1.25, 0.022, ["selection adds 1.60% of the LLM prefill"]),
+        (1.25, 0.008, []),
+        (1.25, 0.001, []),
     ],
 )
 def test_missed_targets_are_named(llm, selection, missed):
-    samples = [_sample(1.0, 1050, llm=5.25, selection=0.005), _sample(0.2, 250, llm=llm, selection=selection)]
+    samples = [
+        _sample(1.0, 1050, llm=5.25, selection=0.005),
+        _sample(0.2, 250, llm=llm, selection=selection, own=0.002),
+    ]
     sentences = failures(summarise(samples))
     assert len(sentences) == len(missed)
     assert all(part in sentence for part, sentence in zip(missed, sentences, strict=True))
+
+
+def test_a_selection_faster_than_the_models_own_share_is_shown_as_it_is():
+    samples = [_sample(1.0, 1050, llm=5.0, selection=0.005), _sample(0.2, 250, llm=1.25, selection=0.004, own=0.005)]
+    rows = summarise(samples)
+    assert rows[1].added == pytest.approx(-0.001) and rows[1].selection_share == pytest.approx(-0.0008)
+    printed = _printed(rows)
+    assert printed["selection adds, ms"] == ["5.00", "-1.00"]
+    assert printed["between ViT and LLM, ms"] == ["5.00", "4.00"]
+    assert printed["selection / LLM prefill"] == ["0.10%", "-0.08%"]
+
+
+def test_records_without_the_models_own_share_say_nothing_of_the_selection():
+    samples = [_sample(budget, 250, llm=1.25, selection=0.004, own=None) for budget in (1.0, 0.2)]
+    rows = summarise(samples)
+    assert rows[1].own is rows[1].added is rows[1].selection_share is None
+    assert _printed(rows)["selection adds, ms"] == _printed(rows)["selection / LLM prefill"] == ["-", "-"]
+    (sentence,) = share_failures(rows)
+    assert "was not measured" in sentence
+
+
+def _printed(rows) -> dict[str, list[str]]:
+    """The lines of the table, by their names."""
+    names, *columns = [list(column.cells) for column in table(rows).columns]
+    return {name.strip(): list(cells) for name, *cells in zip(names, *columns, strict=True)}
 
 
 def test_a_run_whose_rounds_differ_too_much_is_not_judged():

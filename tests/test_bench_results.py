@@ -166,12 +166,18 @@ def test_results_that_do_not_fit_are_one_line_and_exit_code_2(tmp_path, capsys):
 def test_prefill_records_become_series_by_prompt_budget_and_stage(tmp_path):
     with Recorder(tmp_path / "samples.jsonl", FACTS | {"suite": "prefill"}) as recorder:
         for number in (2, 1):
-            times = {f"{stage}_wall_s": number * 1.0 for stage in ("vit", "selection", "llm", "total")}
+            times = {f"{stage}_wall_s": number * 1.0 for stage in ("vit", "selection", "own", "llm", "total")}
             recorder.write("sample", prompt="p", round=number, budget=0.2, kv_cache_bytes=9, **times)
+            del times["own_wall_s"]  # as earlier versions recorded it
+            recorder.write("sample", prompt="old", round=number, budget=0.2, kv_cache_bytes=9, **times)
     (run,) = load(tmp_path)
-    found = {one.provider: one for one in series(run)}
-    assert found["llm"].case == "p, budget 20%" and found["llm"].values == [1.0, 2.0]
-    assert found["vit"].control and found["KV cache"].unit == "bytes"
+    found = {one.provider: one for one in series(run) if one.case == "p, budget 20%"}
+    assert found["llm"].values == found["own"].values == [1.0, 2.0]
+    assert found["vit"].control and found["own"].control and found["KV cache"].unit == "bytes"
+    assert not found["selection"].control
+    assert [one.provider for one in series(run) if one.case == "old, budget 20%"] == [
+        "vit", "selection", "llm", "total", "KV cache",
+    ]  # fmt: skip
     assert json.dumps(found["llm"]._asdict())
 
 

@@ -253,8 +253,8 @@ def prefill(run: SuiteRun) -> Chart | None:
 
     return Chart(
         "prefill", "Prefill of a model, by retention budget",
-        f"{run.facts['model']}; {samples[0]['prompt']}, {run.facts['dtype']}. Dashed, the ideal: selection is free and "
-        "the LLM's time in proportion to its sequence.", draw,
+        f"{run.facts['model']}; {samples[0]['prompt']}, {run.facts['dtype']}. Dashed, the ideal: nothing between ViT "
+        "and LLM, and the LLM's time in proportion to its sequence.", draw,
     )  # fmt: skip
 
 

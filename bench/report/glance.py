@@ -47,14 +47,14 @@ def _prefill(run: SuiteRun) -> Iterator[Tile]:
         if row.budget == CHECKED_BUDGET:
             share = f"{row.llm_speedup / row.llm_ideal:.0%} of the ideal {row.llm_ideal:.2f}x"
             yield Tile(f"{row.llm_speedup:.2f}x", "faster LLM prefill at budget 20 %", share)
-            detail = (
-                f"{row.wall['selection'] * 1e6:,.0f} µs, {row.visual_tokens} tokens kept of {rows[0].visual_tokens:,}"
-            )
+            if row.added is None or row.selection_share is None:
+                continue
+            detail = f"{row.added * 1e6:,.0f} µs, {row.visual_tokens} tokens kept of {rows[0].visual_tokens:,}"
             shares = [
                 f"{other.selection_share:.2%} of {other_rows[0].visual_tokens:,}"
                 for other_rows in others
                 for other in other_rows
-                if other.budget == CHECKED_BUDGET
+                if other.budget == CHECKED_BUDGET and other.selection_share is not None
             ]
             detail = "; ".join([detail, *shares])
             yield Tile(f"{row.selection_share:.2%}", "of the LLM prefill is selection", detail)
