@@ -138,7 +138,7 @@ def table(rows: Sequence[Row]) -> Table:
     line("between ViT and LLM, ms", [f"{row.wall['selection'] * 1e3:,.2f}" for row in rows])
     line("  selection adds, ms", [_known(row.added, lambda added: f"{added * 1e3:,.2f}") for row in rows])
     line("LLM prefill, s", [f"{row.wall['llm']:.2f}" for row in rows])
-    line("end to end: time to first token, s", [f"{row.wall['total']:.2f}" for row in rows])
+    line("end to end: first token, s", [f"{row.wall['total']:.2f}" for row in rows])
     line("  spread of the rounds", [f"{row.spread:.0%}" for row in rows], "dim", last=True)
     line("process time: LLM prefill, s", [f"{row.process['llm']:.2f}" for row in rows], "dim")
     line("process time: end to end, s", [f"{row.process['total']:.2f}" for row in rows], "dim", last=True)
