@@ -51,13 +51,13 @@ def _prefill(run: SuiteRun) -> Iterator[Tile]:
                 continue
             detail = f"{row.added * 1e6:,.0f} µs, {row.visual_tokens} tokens kept of {rows[0].visual_tokens:,}"
             shares = [
-                f"{other.selection_share:.2%} of {other_rows[0].visual_tokens:,}"
+                f"{other.selection_share:+.2%} of {other_rows[0].visual_tokens:,}"
                 for other_rows in others
                 for other in other_rows
                 if other.budget == CHECKED_BUDGET and other.selection_share is not None
             ]
             detail = "; ".join([detail, *shares])
-            yield Tile(f"{row.selection_share:.2%}", "of the LLM prefill is selection", detail)
+            yield Tile(f"{row.selection_share:+.2%}", "on the LLM prefill, by selection", detail)
 
 
 def _scaling(run: SuiteRun) -> Iterator[Tile]:
