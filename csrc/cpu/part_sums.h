@@ -11,12 +11,19 @@ namespace vs_kernels {
 // Scores that make a thread's share worth its start.
 constexpr int64_t kPartScores = 65536;
 
-inline void add(SoftBalance& total, const SoftBalance& part) {
+inline void add(SoftSums& total, const SoftSums& part) {
   total.below += part.below;
   total.all += part.all;
   total.slope_below += part.slope_below;
   total.slope_all += part.slope_all;
-  total.count_below += part.count_below;
+  total.bend += part.bend;
+  total.square += part.square;
+}
+
+inline void add(SoftAnchor& total, const SoftAnchor& part) {
+  add(total.sums, part.sums);
+  total.count_above += part.count_above;
+  total.apart += part.apart;
 }
 
 inline void add(double& total, double part) { total += part; }
@@ -24,12 +31,6 @@ inline void add(double& total, double part) { total += part; }
 inline void add(SlopeSums& total, const SlopeSums& part) {
   total.slope += part.slope;
   total.product += part.product;
-}
-
-inline void add(LossSums& total, const LossSums& part) {
-  total.loss += part.loss;
-  total.excess += part.excess;
-  total.slope += part.slope;
 }
 
 // sums_of(begin, count) for the parts of n scores, added up.

@@ -29,9 +29,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // floa
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
     const HardTopK topk = 0 < k && k < n ? find_topk(score + row, n, k) : HardTopK{};
-    const SoftScale scale = solve_soft_topk(score + row, n, k, topk, inverse, prob + row);
-    soft_probs(prob + row, n, scale.shift);
-    pools.set(pool, scale, temperature);
+    const SoftSolution soft = solve_soft_topk(score + row, n, k, topk, inverse, prob + row);
+    soft_probs(prob + row, n, soft);
+    pools.set(pool, soft.scale, temperature);
   });
   return {probs, pools.thresholds, pools.pivots, pools.shifts};
 }

@@ -13,11 +13,28 @@ namespace {
 
 // Beyond it, 1 - sigmoid is 0 in float32.
 constexpr double kSaturated = 104.0;
-// A Newton step leaves an error of about its square: after one of this size the shift is exact to float32.
-constexpr double kLastStep = 2e-4;
+// So far odds are moved from their anchor. Those that were 0 there are negligible still, and log(1 + odds) is of the
+// size of the loss, not of the shift.
+constexpr double kReach = 1.0;
+// So close to the root, what the third derivative leaves of sum(p) - k is below the rounding of float32.
+constexpr double kNear = 0.02;
 // The bracket at least halves in two steps, and float32 has no more distinct shifts in it than that can exhaust.
 constexpr int kMaxSteps = 96;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+SoftMove move_by(double shift) { return {static_cast<float>(std::exp(shift)), static_cast<float>(std::exp(-shift))}; }
+
+// How far the root of sum(p) - k is from here: right to float32 where that is at most kNear, else a first guess.
+double distance_to_root(double excess, const SoftSums& sums) {
+  if (excess == 0.0) return 0.0;
+  double distance = -excess / sums.slope_all;
+  if (!(std::fabs(distance) <= 2.0 * kNear)) return distance;
+  const double third = sums.slope_all - 6.0 * sums.square;
+  for (int i = 0; i < 3; ++i) {
+    distance = -excess / (sums.slope_all + distance * (sums.bend / 2.0 + distance * third / 6.0));
+  }
+  return distance;
+}
 
 }  // namespace
 
@@ -28,9 +45,12 @@ float inverse_temperature(double temperature) {
   return inverse;
 }
 
-SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, const HardTopK& topk, float inverse_temperature,
-                          float* centred) {
-  if (k == 0 || k == n) return {0.0f, inverse_temperature, k == 0 ? -kInfinity : kInfinity};
+SoftSolution solve_soft_topk(const float* scores, int64_t n, int64_t k, const HardTopK& topk, float inverse_temperature,
+                             float* odds) {
+  if (k == 0 || k == n) {
+    const float shift = k == 0 ? -kInfinity : kInfinity;
+    return {{0.0f, inverse_temperature, shift}, shift, {}, 0.0, 0.0};
+  }
   const float pivot = finite_score(score_of_key(topk.kth_key));
   const auto centre = [&](uint32_t key) -> double {
     return (finite_score(score_of_key(key)) - pivot) * inverse_temperature;
@@ -41,60 +61,72 @@ SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, const HardT
   double low = std::max(logit - centre(topk.range.max), -std::log(static_cast<double>(n - k + 1)));
   double high = std::min(logit - centre(topk.range.min), kSaturated);
 
-  for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
-    simd().centre_scores(scores + begin, end - begin, pivot, inverse_temperature, centred + begin);
-  });
-
   double shift = std::clamp(0.0, low, high);
+  SoftScale anchor = {};
+  SoftAnchor at_anchor = {};
   for (int step = 0; step < kMaxSteps; ++step) {
-    // sum(p) = k where what the tokens with p < 1/2 have above 0 makes up for what the others have below 1, and for
+    SoftSums sums;
+    if (step == 0 || std::fabs(shift - anchor.shift) > kReach) {
+      anchor = {pivot, inverse_temperature, static_cast<float>(shift)};
+      shift = anchor.shift;
+      at_anchor = sum_parts(n, [&](int64_t begin, int64_t count) {
+        return simd().anchor_odds(scores + begin, count, anchor, odds + begin);
+      });
+      sums = at_anchor.sums;
+    } else {
+      const SoftMove move = move_by(shift - anchor.shift);
+      sums = sum_parts(n, [&](int64_t begin, int64_t count) { return simd().soft_sums(odds + begin, count, move); });
+    }
+    // sum(p) = k where what the tokens below the anchor have above 0 makes up for what the others have below 1, and for
     // how many more or fewer than k those are. The logarithms of the two sides are nearly linear in the shift, also
     // where all probabilities are small or saturated, so that Newton's method takes few steps.
-    const float at = static_cast<float>(shift);
-    const SoftBalance sums =
-        sum_parts(n, [&](int64_t begin, int64_t count) { return simd().soft_balance(centred + begin, count, at); });
-    const double ahead = static_cast<double>(n) - sums.count_below - static_cast<double>(k);
+    const double ahead = at_anchor.count_above - static_cast<double>(k);
     const double surplus = sums.below + std::max(ahead, 0.0);
     const double lack = sums.all - sums.below + std::max(-ahead, 0.0);
-    if (surplus == lack) break;
-    (surplus > lack ? high : low) = at;
+    const double distance = distance_to_root(surplus - lack, sums);
+    if (std::fabs(distance) <= kNear) {
+      shift += distance;
+      break;
+    }
+    (surplus > lack ? high : low) = shift;
     const double slope = sums.slope_below / surplus + (sums.slope_all - sums.slope_below) / lack;
-    const double newton = at - std::log(surplus / lack) / slope;
-    const bool inside = low < newton && newton < high;
-    shift = inside ? newton : 0.5 * (low + high);
-    if (static_cast<float>(shift) == at || (inside && std::fabs(shift - at) <= kLastStep)) break;
+    const double newton = shift - std::log(surplus / lack) / slope;
+    const double next = low < newton && newton < high ? newton : 0.5 * (low + high);
+    if (static_cast<float>(next) == static_cast<float>(shift)) break;
+    shift = next;
   }
-  return {pivot, inverse_temperature, static_cast<float>(shift)};
+  return {{pivot, inverse_temperature, static_cast<float>(shift)},
+          shift,
+          move_by(shift - anchor.shift),
+          at_anchor.count_above,
+          at_anchor.apart};
 }
 
-void soft_probs(float* centred, int64_t n, float shift) {
-  if (!std::isfinite(shift)) {
-    std::fill_n(centred, n, shift < 0.0f ? 0.0f : 1.0f);
+void soft_probs(float* odds, int64_t n, const SoftSolution& soft) {
+  if (!std::isfinite(soft.shift)) {
+    std::fill_n(odds, n, soft.shift < 0.0 ? 0.0f : 1.0f);
     return;
   }
   for_each_part(n, kPartScores,
-                [&](int64_t, int64_t begin, int64_t end) { simd().soft_probs(centred + begin, end - begin, shift); });
+                [&](int64_t, int64_t begin, int64_t end) { simd().soft_probs(odds + begin, end - begin, soft.move); });
 }
 
-double consistency_loss(const float* scores, const float* centred, int64_t n, const HardTopK& topk, SoftScale scale,
-                        double share, float* probs, float* grad) {
-  const LossSums total = sum_parts(n, [&](int64_t begin, int64_t count) {
-    const auto sums_of = [&](int64_t from, int64_t to, uint32_t bound) {
-      return simd().consistency_loss(scores + from, centred + from, to - from, bound, scale.shift,
+double consistency_loss(const float* scores, const float* odds, int64_t n, int64_t k, const HardTopK& topk,
+                        const SoftSolution& soft, double share, float* probs, float* grad) {
+  const float factor = static_cast<float>(share * soft.scale.inverse_temperature);
+  const double logs = sum_parts(n, [&](int64_t begin, int64_t count) {
+    const auto log_sum = [&](int64_t from, int64_t to, uint32_t bound) {
+      return simd().consistency_loss(scores + from, odds + from, to - from, bound, soft.move, factor,
                                      probs ? probs + from : nullptr, grad + from);
     };
     const int64_t end = begin + count, split = std::clamp(topk.tie_end, begin, end);
-    LossSums sums = sums_of(begin, split, topk.kth_key);
-    add(sums, sums_of(split, end, topk.kth_key + 1));
-    return sums;
+    return log_sum(begin, split, topk.kth_key) + log_sum(split, end, topk.kth_key + 1);
   });
-  // Where all probabilities are saturated none can move.
-  const float mean = total.slope > 0.0 ? static_cast<float>(total.excess / total.slope) : 0.0f;
-  const float factor = total.slope > 0.0 ? static_cast<float>(share * scale.inverse_temperature) : 0.0f;
-  for_each_part(n, kPartScores, [&](int64_t, int64_t begin, int64_t end) {
-    simd().consistency_gradient(scores + begin, end - begin, mean, factor, grad + begin);
-  });
-  return total.loss;
+  // log(1 + odds) is softplus(x) for the tokens below the anchor, softplus(x) - x for those above it. With z = x -
+  // shift the sum of softplus(x) - m x lacks x of those above less x of the k kept: z of those above less z of those
+  // with z >= 0, and the shift as many times as there are more of those above than k. Where z is 0 it does not matter
+  // which are kept.
+  return logs + soft.apart + soft.shift * (soft.count_above - static_cast<double>(k));
 }
 
 void soft_topk_gradient(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float grad_threshold,

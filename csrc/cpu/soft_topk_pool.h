@@ -14,13 +14,21 @@ namespace vs_kernels {
 // A temperature with a normal float32 reciprocal, or an error.
 float inverse_temperature(double temperature);
 
-// scores: [n], topk: their k largest (unused where k is 0 or n). The shift is -inf where k is 0, with p = 0, and +inf
-// where k is n > 0, with p = 1; the pivot is then 0. centred: room for n numbers, from which soft_probs makes p.
-SoftScale solve_soft_topk(const float* scores, int64_t n, int64_t k, const HardTopK& topk, float inverse_temperature,
-                          float* centred);
+// The soft Top-K of one pool, from which soft_probs and consistency_loss make what they return. The shift is -inf where
+// k is 0, with p = 0, and +inf where k is n > 0, with p = 1; the pivot is then 0.
+struct SoftSolution {
+  SoftScale scale;
+  double shift;               // of the scale, before rounding
+  SoftMove move;              // of the odds, from their anchor to the shift
+  double count_above, apart;  // of the anchor
+};
 
-// p, in place of what solve_soft_topk left.
-void soft_probs(float* centred, int64_t n, float shift);
+// scores: [n], topk: their k largest (unused where k is 0 or n), odds: room for n numbers.
+SoftSolution solve_soft_topk(const float* scores, int64_t n, int64_t k, const HardTopK& topk, float inverse_temperature,
+                             float* odds);
+
+// p, in place of the odds.
+void soft_probs(float* odds, int64_t n, const SoftSolution& soft);
 
 // What is returned of the soft Top-K of each pool; float32 [S].
 struct SoftPools {
@@ -36,10 +44,10 @@ struct SoftPools {
   }
 };
 
-// Sum over a pool of softplus(x_i) - m_i x_i, with x the logits centred_i + scale.shift and m the hard Top-K; grad =
-// its gradient on the scores times `share`; where probs is not null, p. All [n]; grad or probs may be centred.
-double consistency_loss(const float* scores, const float* centred, int64_t n, const HardTopK& topk, SoftScale scale,
-                        double share, float* probs, float* grad);
+// Sum over a pool of softplus(x_i) - m_i x_i, with m the hard Top-K; grad = its gradient on the scores times `share`;
+// where probs is not null, p. All [n]; grad or probs may be the odds. 0 < k < n.
+double consistency_loss(const float* scores, const float* odds, int64_t n, int64_t k, const HardTopK& topk,
+                        const SoftSolution& soft, double share, float* probs, float* grad);
 
 // What a consistency loss adds to the gradient of the scores of one pool: factor * gradient, [n] or null.
 struct LossGradient {

@@ -36,15 +36,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> soft_topk_with_loss(T
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
     const bool choice = 0 < k && k < n;
     const HardTopK topk = choice ? find_topk(score + row, n, k) : HardTopK{};
-    float* centred = prob + row;
-    const SoftScale scale = solve_soft_topk(score + row, n, k, topk, inverse, centred);
+    float* odds = prob + row;
+    const SoftSolution soft = solve_soft_topk(score + row, n, k, topk, inverse, odds);
     if (choice) {
-      losses[pool] = consistency_loss(score + row, centred, n, topk, scale, share, prob + row, grad + row);
+      losses[pool] = consistency_loss(score + row, odds, n, k, topk, soft, share, prob + row, grad + row);
     } else {
-      soft_probs(prob + row, n, scale.shift);
+      soft_probs(prob + row, n, soft);
       std::fill_n(grad + row, n, 0.0f);
     }
-    pools.set(pool, scale, temperature);
+    pools.set(pool, soft.scale, temperature);
   });
   double total = 0.0;
   for (const double sum : losses) total += sum;

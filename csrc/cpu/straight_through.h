@@ -29,8 +29,8 @@ std::tuple<Tensor, Tensor> choose_tokens(const float* scores, const float* ranki
       choose(pool, topk);
       if (k < n && ranking != scores) topk = find_topk(scores + row, n, k);
     }
-    const std::unique_ptr<float[]> centred(new float[n]);
-    const SoftScale scale = solve_soft_topk(scores + row, n, k, topk, inverse, centred.get());
+    const std::unique_ptr<float[]> odds(new float[n]);
+    const SoftScale scale = solve_soft_topk(scores + row, n, k, topk, inverse, odds.get()).scale;
     pivot[pool] = scale.pivot;
     shift[pool] = scale.shift;
   });

@@ -36,9 +36,9 @@ std::tuple<Tensor, Tensor> topk_consistency_loss(Tensor scores,      // float32 
       return;
     }
     const HardTopK topk = find_topk(score + row, n, k);
-    float* centred = grad + row;
-    const SoftScale scale = solve_soft_topk(score + row, n, k, topk, inverse, centred);
-    sums[pool] = consistency_loss(score + row, centred, n, topk, scale, share, nullptr, grad + row);
+    float* odds = grad + row;
+    const SoftSolution soft = solve_soft_topk(score + row, n, k, topk, inverse, odds);
+    sums[pool] = consistency_loss(score + row, odds, n, k, topk, soft, share, nullptr, grad + row);
   });
   double total = 0.0;
   for (const double sum : sums) total += sum;

@@ -21,4 +21,15 @@ namespace vs_kernels {
 // x where the mask is all ones, +0 where it is zero.
 [[gnu::always_inline]] static inline float masked(float x, int32_t mask) { return float_of(bits_of(x) & mask); }
 
+// x where the mask is all ones, y where it is zero. By its bits: of `mask ? x : y` compilers make two computations of
+// all that x and y have in common.
+[[gnu::always_inline]] static inline float chosen(int32_t mask, float x, float y) {
+  return float_of((bits_of(x) & mask) | (bits_of(y) & ~mask));
+}
+
+// -x where the mask is all ones, x where it is zero.
+[[gnu::always_inline]] static inline float flipped(float x, int32_t mask) {
+  return float_of(bits_of(x) ^ (mask & static_cast<int32_t>(0x80000000u)));
+}
+
 }  // namespace vs_kernels

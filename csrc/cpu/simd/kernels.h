@@ -24,25 +24,34 @@ struct SoftScale {
   float shift;
 };
 
-// Sums over some tokens of the smaller of p and 1 - p, which keeps its digits where p is saturated, and of the slope
-// v = p (1 - p): over those with p < 1/2, and over all. And how many have p < 1/2.
-struct SoftBalance {
+// The logits x at some shift, the anchor, as odds exp(-|x|): negative, and for p, where x < 0; else against p. Moved to
+// another shift they need no exponential: all odds for p are multiplied by `rise`, all odds against it by `fall`.
+struct SoftMove {
+  float rise;
+  float fall;
+};
+
+// Sums over some tokens, after a move, of the part that the odds speak of, p or 1 - p, which keeps its digits where p
+// is saturated, and of its slope v = p (1 - p): over those whose odds are for p, and over all. And over all of
+// v (1 - 2p) and v^2, of which the next two derivatives of sum(p) consist.
+struct SoftSums {
   double below, all;
   double slope_below, slope_all;
-  double count_below;
+  double bend, square;
+};
+
+// The same at an anchor. With z = x - anchor: how many z + anchor are not below 0; and the sum of those z, less that of
+// the z not below 0.
+struct SoftAnchor {
+  SoftSums sums;
+  double count_above;
+  double apart;
 };
 
 // Sums over some tokens of v, and of v g with g the gradients of the probabilities.
 struct SlopeSums {
   double slope;
   double product;
-};
-
-// Sums over some tokens of the consistency loss, of its gradient p - m on the logits, and of v.
-struct LossSums {
-  double loss;
-  double excess;
-  double slope;
 };
 
 // What the gradients of a pool's scores need beside v and g.
@@ -91,12 +100,11 @@ struct SimdKernels {
   // rows = first_row + i for each i with mask[i]; returns how many. Writes up to 8 entries beyond those.
   int64_t (*marked_rows)(const uint8_t* mask, int64_t n, int64_t first_row, int64_t* rows);
 
-  // z = (score - pivot) * inverse_temperature
-  void (*centre_scores)(const float* scores, int64_t n, float pivot, float inverse_temperature, float* centred);
-  // For p = sigmoid(z + shift).
-  SoftBalance (*soft_balance)(const float* centred, int64_t n, float shift);
-  // In place: z becomes p.
-  void (*soft_probs)(float* centred, int64_t n, float shift);
+  // Writes odds, the shift of the scale being the anchor.
+  SoftAnchor (*anchor_odds)(const float* scores, int64_t n, SoftScale scale, float* odds);
+  SoftSums (*soft_sums)(const float* odds, int64_t n, SoftMove move);
+  // In place: odds become p.
+  void (*soft_probs)(float* odds, int64_t n, SoftMove move);
   // Writes v; returns its sum and that of v g.
   SlopeSums (*soft_slopes)(const float* scores, const float* grad_probs, int64_t n, SoftScale scale, float* slopes);
   // Sum of v (g - centre).
@@ -105,12 +113,10 @@ struct SimdKernels {
   // loss_factor * loss_gradient is added where that is not null.
   void (*soft_backward)(const float* scores, const float* grad_probs, const float* loss_gradient, int64_t n,
                         SoftGradient gradient, float* slopes);
-  // Sums, from z; writes grad_logits = p - m, with m whether the score's key is at least `bound`, perhaps in place of
-  // z; and p where probs is not null, perhaps in place of z.
-  LossSums (*consistency_loss)(const float* scores, const float* centred, int64_t n, uint32_t bound, float shift,
-                               float* probs, float* grad_logits);
-  // In place: p - m becomes factor (p - m - v mean), 0 where the score is not finite.
-  void (*consistency_gradient)(const float* scores, int64_t n, float mean, float factor, float* grad);
+  // Sum of log(1 + odds); writes factor (p - m), 0 where the score is not finite, with m whether the score's key is at
+  // least `bound`, perhaps in place of the odds; and p where probs is not null, perhaps in place of the odds.
+  double (*consistency_loss)(const float* scores, const float* odds, int64_t n, uint32_t bound, SoftMove move,
+                             float factor, float* probs, float* grad);
 
   // out[i] = rows[indices[i]], all of them `bytes` long, whole lines of 64; stride in bytes.
   void (*copy_rows)(const void* rows, int64_t stride, const int64_t* indices, int64_t n, int64_t bytes, void* out);

@@ -1,17 +1,9 @@
-// Sigmoid and its slope from one exponential of a non-positive number: no overflow, no cancellation.
+// Sigmoids from exponentials of non-positive numbers: no overflow, no cancellation.
 #pragma once
 
 #include "float_bits.h"
 
 namespace vs_kernels {
-
-struct Sigmoid {
-  float value;       // 1 / (1 + exp(-x))
-  float complement;  // 1 - value
-  float small;       // the smaller of the two, with all its digits
-  float slope;       // value * (1 - value)
-  float exp;         // exp(-|x|)
-};
 
 // exp(-|x|) within 1 ulp; 0 where the result would be subnormal. x is not NaN.
 [[gnu::always_inline]] static inline float exp_of_minus_abs(float x) {
@@ -34,24 +26,36 @@ struct Sigmoid {
   return mantissa * float_of(scale_bits & -static_cast<int32_t>(abs_bits < kLargestBits));
 }
 
-[[gnu::always_inline]] static inline Sigmoid sigmoid(float x) {
-  const float e = exp_of_minus_abs(x);
-  const float large = 1.0f / (1.0f + e);
-  const float small = e * large;
-  return {x < 0.0f ? small : large, x < 0.0f ? large : small, small, small * large, e};
+// A probability p and 1 - p by their odds, each with all its digits.
+struct Parts {
+  float part;   // odds / (1 + odds)
+  float rest;   // 1 / (1 + odds)
+  float slope;  // p (1 - p)
+};
+
+[[gnu::always_inline]] static inline Parts parts_of(float odds) {
+  const float rest = 1.0f / (1.0f + odds);
+  const float part = odds * rest;
+  return {part, rest, part * rest};
 }
 
-// log(1 + exp(x)) from exp(-|x|), relative error below 3e-7.
-[[gnu::always_inline]] static inline float softplus(float x, float exp) {
-  // log(1 + e) = 2 atanh(w), a polynomial in w^2 on [0, 1/9].
-  const float w = exp / (2.0f + exp);
+// (1 + a) (1 + b) - 1, with its digits also where a and b are small.
+[[gnu::always_inline]] static inline float product_of_one_plus(float a, float b) { return a * b + (a + b); }
+
+// log(1 + x) for 0 <= x < 2^126, relative error below 3e-7.
+[[gnu::always_inline]] static inline float log_of_one_plus(float x) {
+  // 1 + x = 2^exponent (1 + rest), and log(1 + rest) = 2 atanh(w), a polynomial in w^2 on [0, 1/9].
+  const int32_t exponent = bits_of(1.0f + x) & 0x7f800000;
+  const float scale = float_of(0x7f000000 - exponent);
+  const float rest = x * scale + (scale - 1.0f);
+  const float w = rest / (2.0f + rest);
   const float y = w * w;
   float q = 2.815777957e-1f;
   q = q * y + 2.796515822e-1f;
   q = q * y + 4.002459645e-1f;
   q = q * y + 6.666632295e-1f;
   q = q * y + 2.0f;
-  return w * q + (x > 0.0f ? x : 0.0f);
+  return w * q + static_cast<float>((exponent >> 23) - 127) * 0.693147181f;
 }
 
 }  // namespace vs_kernels

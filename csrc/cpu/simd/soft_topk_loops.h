@@ -12,45 +12,74 @@ namespace {
 // As many terms for every lane of a register: to add up its lanes takes as long as several of them.
 constexpr int64_t kSumBlock = 32 * kLanes;
 
-[[gnu::always_inline]] inline Sigmoid soft_prob(float score, SoftScale scale) {
-  return sigmoid((finite_score(score) - scale.pivot) * scale.inverse_temperature + scale.shift);
+// Odds of a logit, and whether they are for p: all ones, or 0.
+struct Odds {
+  float size;
+  int32_t is_for;
+};
+
+[[gnu::always_inline]] inline Odds odds_of(float x) { return {exp_of_minus_abs(x), bits_of(x) >> 31}; }
+
+[[gnu::always_inline]] inline Odds moved(float odds, SoftMove move) {
+  const int32_t is_for = bits_of(odds) >> 31;
+  return {odds * (is_for ? -move.rise : move.fall), is_for};
 }
 
-void centre_scores(const float* __restrict scores, int64_t n, float pivot, float inverse_temperature,
-                   float* __restrict centred) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) centred[i] = (finite_score(scores[i]) - pivot) * inverse_temperature;
-}
-
-SoftBalance soft_balance(const float* centred, int64_t n, float shift) {
-  SoftBalance sums = {};
+template <bool kAnchor>
+[[gnu::always_inline]] inline SoftAnchor soft_sums_of(const float* scores, int64_t n, SoftScale scale, SoftMove move,
+                                                      float* written, const float* odds) {
+  SoftAnchor total = {};
+  SoftSums& sums = total.sums;
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-    float below = 0.0f, all = 0.0f, slope_below = 0.0f, slope_all = 0.0f;
+    float below = 0.0f, all = 0.0f, slope_below = 0.0f, slope_all = 0.0f, bend = 0.0f, square = 0.0f, apart = 0.0f;
     int32_t count_below = 0;
-#pragma omp simd reduction(+ : below, all, slope_below, slope_all) reduction(- : count_below)
+#pragma omp simd reduction(+ : below, all, slope_below, slope_all, bend, square, apart) reduction(- : count_below)
     for (int64_t i = begin; i < end; ++i) {
-      const float x = centred[i] + shift;
-      const Sigmoid p = sigmoid(x);
-      const int32_t is_below = bits_of(x) >> 31;
-      all += p.small;
-      below += masked(p.small, is_below);
+      // Where the score and the pivot are zero, -0 would count as below 0.
+      const float z = kAnchor ? (finite_score(scores[i]) - scale.pivot) * scale.inverse_temperature + 0.0f : 0.0f;
+      const float x = z + scale.shift;
+      const Odds w = kAnchor ? odds_of(x) : moved(odds[i], move);
+      if constexpr (kAnchor) {
+        written[i] = flipped(w.size, w.is_for);
+        count_below -= w.is_for;
+        apart += flipped(masked(z, (bits_of(z) ^ bits_of(x)) >> 31), w.is_for);
+      }
+      const Parts p = parts_of(w.size);
+      all += p.part;
+      below += masked(p.part, w.is_for);
       slope_all += p.slope;
-      slope_below += masked(p.slope, is_below);
-      count_below -= is_below;
+      slope_below += masked(p.slope, w.is_for);
+      bend += flipped(p.slope * (p.part - p.rest), w.is_for);
+      square += p.slope * p.slope;
     }
     sums.below += below;
     sums.all += all;
     sums.slope_below += slope_below;
     sums.slope_all += slope_all;
-    sums.count_below += count_below;
+    sums.bend += bend;
+    sums.square += square;
+    total.apart += apart;
+    total.count_above += static_cast<double>(end - begin) - count_below;
   }
-  return sums;
+  return total;
 }
 
-void soft_probs(float* centred, int64_t n, float shift) {
+SoftAnchor anchor_odds(const float* __restrict scores, int64_t n, SoftScale scale, float* __restrict odds) {
+  return soft_sums_of<true>(scores, n, scale, {}, odds, nullptr);
+}
+
+SoftSums soft_sums(const float* odds, int64_t n, SoftMove move) {
+  return soft_sums_of<false>(nullptr, n, {}, move, nullptr, odds).sums;
+}
+
+void soft_probs(float* odds, int64_t n, SoftMove move) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) centred[i] = sigmoid(centred[i] + shift).value;
+  for (int64_t i = 0; i < n; ++i) {
+    const Odds w = moved(odds[i], move);
+    const Parts p = parts_of(w.size);
+    odds[i] = chosen(w.is_for, p.part, p.rest);
+  }
 }
 
 SlopeSums soft_slopes(const float* __restrict scores, const float* __restrict grad_probs, int64_t n, SoftScale scale,
@@ -61,7 +90,8 @@ SlopeSums soft_slopes(const float* __restrict scores, const float* __restrict gr
     float slope = 0.0f, product = 0.0f;
 #pragma omp simd reduction(+ : slope, product)
     for (int64_t i = begin; i < end; ++i) {
-      slopes[i] = soft_prob(scores[i], scale).slope;
+      const float x = (finite_score(scores[i]) - scale.pivot) * scale.inverse_temperature + scale.shift;
+      slopes[i] = parts_of(exp_of_minus_abs(x)).slope;
       slope += slopes[i];
       product += slopes[i] * grad_probs[i];
     }
@@ -108,49 +138,46 @@ void soft_backward(const float* scores, const float* grad_probs, const float* lo
 }
 
 template <bool kWithProbs>
-[[gnu::always_inline]] inline LossSums consistency_loss_of(const float* scores, const float* centred, int64_t n,
-                                                           uint32_t bound, float shift, float* probs,
-                                                           float* grad_logits) {
-  LossSums sums = {};
+[[gnu::always_inline]] inline double consistency_loss_of(const float* scores, const float* odds, int64_t n,
+                                                         uint32_t bound, SoftMove move, float factor, float* probs,
+                                                         float* grad) {
+  // One logarithm of the product of eight.
+  constexpr int64_t kColumns = kSumBlock / 8;
+  double total = 0.0;
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-    // All but a few terms of the loss are small and alike, so that roundings of a float32 sum would go one way.
-    double loss = 0.0;
-    float excess = 0.0f, slope = 0.0f;
-#pragma omp simd reduction(+ : loss, excess, slope)
-    for (int64_t i = begin; i < end; ++i) {
-      const float x = centred[i] + shift;
-      const Sigmoid p = sigmoid(x);
-      const bool kept = score_key(scores[i]) >= bound;
-      const float grad = kept ? -p.complement : p.value;
-      // softplus(x) - m x without the difference of two large numbers.
-      loss += softplus(kept ? -x : x, p.exp);
-      excess += grad;
-      slope += p.slope;
-      if (kWithProbs) probs[i] = p.value;
-      grad_logits[i] = grad;
-    }
-    sums.loss += loss;
-    sums.excess += excess;
-    sums.slope += slope;
-  }
-  return sums;
-}
-
-LossSums consistency_loss(const float* scores, const float* centred, int64_t n, uint32_t bound, float shift,
-                          float* probs, float* grad_logits) {
-  return probs ? consistency_loss_of<true>(scores, centred, n, bound, shift, probs, grad_logits)
-               : consistency_loss_of<false>(scores, centred, n, bound, shift, nullptr, grad_logits);
-}
-
-void consistency_gradient(const float* __restrict scores, int64_t n, float mean, float factor, float* __restrict grad) {
+    float block[kSumBlock];
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    // |p - m| is p or 1 - p, so that v follows from it.
-    const float distance = float_of(bits_of(grad[i]) & 0x7fffffff);
-    const float centred = grad[i] - distance * (1.0f - distance) * mean;
-    grad[i] = is_finite(scores[i]) ? factor * centred : 0.0f;
+    for (int64_t i = begin; i < end; ++i) {
+      const Odds w = moved(odds[i], move);
+      const Parts p = parts_of(w.size);
+      const float value = chosen(w.is_for, p.part, p.rest);
+      const float complement = chosen(w.is_for, p.rest, p.part);
+      const float excess = score_key(scores[i]) >= bound ? -complement : value;
+      block[i - begin] = w.size;
+      if (kWithProbs) probs[i] = value;
+      grad[i] = is_finite(scores[i]) ? factor * excess : 0.0f;
+    }
+    for (int64_t i = end - begin; i < kSumBlock; ++i) block[i] = 0.0f;
+    // All but a few terms of the loss are small and alike, so that roundings of a float32 sum would go one way.
+    double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < kColumns; ++i) {
+      const auto pair = [&](int64_t row) {
+        return product_of_one_plus(block[row * kColumns + i], block[(row + 1) * kColumns + i]);
+      };
+      const float first = product_of_one_plus(pair(0), pair(2)), second = product_of_one_plus(pair(4), pair(6));
+      sum += log_of_one_plus(product_of_one_plus(first, second));
+    }
+    total += sum;
   }
+  return total;
+}
+
+double consistency_loss(const float* scores, const float* odds, int64_t n, uint32_t bound, SoftMove move, float factor,
+                        float* probs, float* grad) {
+  return probs ? consistency_loss_of<true>(scores, odds, n, bound, move, factor, probs, grad)
+               : consistency_loss_of<false>(scores, odds, n, bound, move, factor, nullptr, grad);
 }
 
 }  // namespace
