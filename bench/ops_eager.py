@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,10 +40,26 @@ def collapsed_scores_by_sums(
     return ((x * direction).sum(dim=1) + (q_bias.float() * key).sum()) / math.sqrt(q_weight.shape[0])
 
 
+def soft_topk(scores: Tensor, k: int, temperature: float = 1.0) -> Tensor:
+    """The published bisection, without its boolean masks: the host waits for nothing."""
+    return published.SoftTopK.apply(scores, k, temperature, bisect)
+
+
+def bisect(logits: Tensor, k: int) -> Tensor:
+    """The shift, [1]."""
+    low, high = published.bracket(logits)
+    for _ in range(published.BISECTIONS):
+        middle = 0.5 * (low + high)
+        too_few = torch.sigmoid(logits + middle).sum() < k
+        low = torch.where(too_few, middle, low)
+        high = torch.where(too_few, high, middle)
+    return 0.5 * (low + high)
+
+
 def straight_through_gather(tokens: Tensor, scores: Tensor, k: int, temperature: float = 1.0) -> Tensor:
     """Kept rows [k, D] in the forward, the gradient of ``p_i x_i`` for the scores in the backward."""
     indices = published.topk_indices(scores, k)
-    probs = published.soft_topk(scores, k, temperature)
+    probs = soft_topk(scores, k, temperature)
     kept = tokens[indices]
     return kept + (probs - probs.detach())[indices, None] * kept.detach()
 

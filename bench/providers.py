@@ -64,7 +64,7 @@ def _compiled(function: Callable[..., Tensor]) -> Forward:
 def _straight_through_mask(x: Inputs, kept: Tensor) -> tuple[Tensor, ...]:
     hard = published.topk_mask(x.scores.detach(), _k(x))
     factors = hard + DROPPED_SCALE * (1 - hard)
-    probs = published.soft_topk(x.scores, _k(x), TEMPERATURE)
+    probs = ops_eager.soft_topk(x.scores, _k(x), TEMPERATURE)
     soft = (probs - probs.detach())[:, None] * x.tokens.detach()
     return ((x.tokens * factors[:, None] + soft).to(x.tokens.dtype),)
 
@@ -101,7 +101,7 @@ def operators(compiled: bool) -> dict[str, Operator]:
         ),
         "soft_topk": Operator(
             lambda ops, x, kept: ops.soft_topk(x.scores, x.plan, TEMPERATURE)[:1], ("scores",),
-            {"64 bisections": lambda x, kept: (published.soft_topk(x.scores, _k(x), TEMPERATURE),)},
+            {"64 bisections": lambda x, kept: (ops_eager.soft_topk(x.scores, _k(x), TEMPERATURE),)},
         ),
         "soft_topk_with_loss": Operator(
             lambda ops, x, kept: ops.soft_topk_with_loss(x.scores, x.plan, TEMPERATURE)[::2], ("scores",),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import device_timing, published
+from bench import device_timing, ops_eager
 from bench.model_shapes import ITEMS, MODELS, tokens
 from bench.providers import operators
 from bench.suites import shapes
@@ -50,8 +50,8 @@ def test_every_operator_in_every_mode_against_everybody(tiny, tmp_path, capsys):
 
 
 def test_a_provider_with_a_wrong_gradient_gives_no_times(tiny, monkeypatch, capsys):
-    right = published.soft_topk
-    monkeypatch.setattr(published, "soft_topk", lambda scores, *rest: right(scores, *rest).detach() + 0 * scores)
+    right = ops_eager.soft_topk
+    monkeypatch.setattr(ops_eager, "soft_topk", lambda scores, *rest: right(scores, *rest).detach() + 0 * scores)
     assert tiny("--operators", "soft_topk", "--modes", "both") == 1
     assert "wrong result, so no times: soft_topk, both, N=60: 64 bisections: " in capsys.readouterr().err
 
