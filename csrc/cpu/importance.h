@@ -1,23 +1,30 @@
-// The importance scores of all tokens, and what the backward needs of the way there.
+// The importance scores of all tokens.
 #pragma once
+
+#include <vector>
 
 #include "pools.h"
 #include "rows.h"
 
 namespace vs_kernels {
 
-struct ImportanceScores {
-  Tensor scores;       // float32 [T]
-  Tensor mean_tokens;  // float32 [S, D]
-  Tensor mean_keys;    // float32 [S, h]
-  Tensor directions;   // float32 [S, D]
+struct Scorer {
+  Rows queries, keys;                       // weights [h, D]
+  std::vector<float> query_bias, key_bias;  // [h]
+
+  Scorer(const Tensor& q_weight, const Tensor& q_bias, const Tensor& k_weight, const Tensor& k_bias, int64_t width);
+
+  int64_t hidden() const { return queries.count; }
 };
 
-ImportanceScores score_tokens(const Rows& tokens,      // [T, D]
-                              const Tensor& q_weight,  // [h, D]
-                              const Tensor& q_bias,    // [h]
-                              const Tensor& k_weight,  // [h, D]
-                              const Tensor& k_bias,    // [h]
-                              const PoolSums& lengths);
+// What the backward needs of the way to the scores.
+struct ScoreParts {
+  float* mean_tokens;  // [S, D]
+  float* mean_keys;    // [S, h]
+  float* directions;   // [S, D]
+};
+
+// Writes scores, float32 [T], and the parts.
+void score_tokens(const Rows& tokens, const Scorer& scorer, const PoolSums& lengths, float* scores, ScoreParts parts);
 
 }  // namespace vs_kernels

@@ -100,8 +100,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> importance_scores(Tensor tokens,     
                                                              Tensor cu_lengths) {  // int64 [S + 1]
   const Rows rows = float_rows(tokens, "tokens");
   const PoolSums lengths = pool_lengths(cu_lengths, rows.count);
-  const ImportanceScores result = score_tokens(rows, q_weight, q_bias, k_weight, k_bias, lengths);
-  return {result.scores, result.mean_tokens, result.mean_keys, result.directions};
+  const Scorer scorer(q_weight, q_bias, k_weight, k_bias, rows.columns);
+  const Tensor scores = new_float({rows.count});
+  const Tensor mean_tokens = new_float({lengths.count(), rows.columns});
+  const Tensor mean_keys = new_float({lengths.count(), scorer.hidden()});
+  const Tensor directions = new_float({lengths.count(), rows.columns});
+  score_tokens(rows, scorer, lengths, data<float>(scores),
+               {data<float>(mean_tokens), data<float>(mean_keys), data<float>(directions)});
+  return {scores, mean_tokens, mean_keys, directions};
 }
 
 // With g the incoming gradient, y = sum g_i x_i and G = sum g_i of a pool:
@@ -191,50 +197,46 @@ STABLE_TORCH_LIBRARY_IMPL(vs_kernels, CPU, m) {
 
 }  // namespace
 
-ImportanceScores score_tokens(const Rows& tokens, const Tensor& q_weight, const Tensor& q_bias, const Tensor& k_weight,
-                              const Tensor& k_bias, const PoolSums& lengths) {
-  const Rows queries = float_rows(q_weight, "q_weight", tokens.columns);
-  const Rows keys = float_rows(k_weight, "k_weight", tokens.columns);
-  const int64_t pools = lengths.count(), width = tokens.columns, hidden = queries.count;
-  STD_TORCH_CHECK(keys.count == hidden, "k_weight: got ", keys.count, " rows, expected ", hidden);
-  const std::vector<float> query_bias = float_values(q_bias, "q_bias", hidden);
-  const std::vector<float> key_bias = float_values(k_bias, "k_bias", hidden);
-  const ImportanceScores result = {new_float({tokens.count}), new_float({pools, width}), new_float({pools, hidden}),
-                                   new_float({pools, width})};
-  float* mean_tokens = data<float>(result.mean_tokens);
-  float* mean_keys = data<float>(result.mean_keys);
-  float* directions = data<float>(result.directions);
-  float* scores = data<float>(result.scores);
+Scorer::Scorer(const Tensor& q_weight, const Tensor& q_bias, const Tensor& k_weight, const Tensor& k_bias,
+               int64_t width)
+    : queries(float_rows(q_weight, "q_weight", width)),
+      keys(float_rows(k_weight, "k_weight", width)),
+      query_bias(float_values(q_bias, "q_bias", queries.count)),
+      key_bias(float_values(k_bias, "k_bias", queries.count)) {
+  STD_TORCH_CHECK(keys.count == hidden(), "k_weight: got ", keys.count, " rows, expected ", hidden());
+}
 
+void score_tokens(const Rows& tokens, const Scorer& scorer, const PoolSums& lengths, float* scores, ScoreParts parts) {
+  const int64_t pools = lengths.count(), width = tokens.columns, hidden = scorer.hidden();
+  float* mean_keys = parts.mean_keys;
   for_each_pool(lengths, kManyRows, [&](int64_t pool) {
     const int64_t n = lengths.length(pool);
-    float* mean = mean_tokens + pool * width;
+    float* mean = parts.mean_tokens + pool * width;
     sum_rows(tokens, lengths.begin(pool), n, nullptr, 0, 1, mean);
     const float share = static_cast<float>(std::max<int64_t>(1, n));
     for (int64_t c = 0; c < width; ++c) mean[c] /= share;
   });
   const std::vector<float> ones(pools, 1.0f);
-  matrix_times(keys, mean_tokens, pools, ones.data(), key_bias.data(), mean_keys);
-  sum_rows(queries, 0, hidden, mean_keys, hidden, pools, directions);
+  matrix_times(scorer.keys, parts.mean_tokens, pools, ones.data(), scorer.key_bias.data(), mean_keys);
+  sum_rows(scorer.queries, 0, hidden, mean_keys, hidden, pools, parts.directions);
 
   // What the scores of a pool have in common.
   std::vector<float> common(pools);
   for (int64_t pool = 0; pool < pools; ++pool) {
-    common[pool] = static_cast<float>(dot(query_bias.data(), mean_keys + pool * hidden, hidden));
+    common[pool] = static_cast<float>(dot(scorer.query_bias.data(), mean_keys + pool * hidden, hidden));
   }
   const float scale = inverse_sqrt(hidden);
   // From the end, because that is what the caches still hold of the tokens.
-  const std::vector<Part> parts = parts_of(lengths);
-  std::atomic<int64_t> left{static_cast<int64_t>(parts.size())};
+  const std::vector<Part> row_parts = parts_of(lengths);
+  std::atomic<int64_t> left{static_cast<int64_t>(row_parts.size())};
   on_threads(left, [&] {
     for (int64_t i; (i = left.fetch_sub(1, std::memory_order_relaxed) - 1) >= 0;) {
-      const auto [pool, begin, end] = parts[i];
-      tokens.kernels->row_dots(tokens.row(begin), tokens.stride, end - begin, width, directions + pool * width, 1,
+      const auto [pool, begin, end] = row_parts[i];
+      tokens.kernels->row_dots(tokens.row(begin), tokens.stride, end - begin, width, parts.directions + pool * width, 1,
                                scores + begin, 0);
       for (int64_t row = begin; row < end; ++row) scores[row] = (scores[row] + common[pool]) * scale;
     }
   });
-  return result;
 }
 
 }  // namespace vs_kernels

@@ -29,16 +29,21 @@ inline void advise_large_pages(const void* begin, int64_t bytes) {
 #endif
 }
 
+// Fewer fill no large page.
+constexpr int64_t kManyEntries = int64_t{1} << 18;
+
+// Of at most two dimensions.
 inline Tensor new_tensor(std::initializer_list<int64_t> sizes, int32_t dtype) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes.begin()[i];
+  const int64_t* size = sizes.begin();
+  const int64_t strides[] = {sizes.size() == 2 ? size[1] : 1, 1};
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
-                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), size, strides, dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
   const Tensor tensor(handle);
-  const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
-  if (bytes > 0) advise_large_pages(tensor.const_data_ptr(), bytes);
+  const int64_t entries = sizes.size() == 0 ? 1 : sizes.size() == 1 ? size[0] : size[0] * size[1];
+  if (entries >= kManyEntries) {
+    advise_large_pages(tensor.const_data_ptr(), entries * static_cast<int64_t>(tensor.element_size()));
+  }
   return tensor;
 }
 

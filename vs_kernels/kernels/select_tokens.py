@@ -19,12 +19,12 @@ def select_tokens(
     cu_ks: Tensor,  # int64 [S + 1]
     total_kept: int,
     max_length: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     counted = max_length > select_digits.LONG
-    scores, *parts, counts = score_tokens(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, counted)
+    scores, _, _, _, counts = score_tokens(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, counted)
     if counts is not None:
         kept, indices = select_long(tokens, scores, counts, cu_lengths, cu_ks, total_kept)
     else:
         indices = topk_indices(scores, cu_lengths, cu_ks, total_kept, max_length)
         kept = gather_rows(tokens, indices, 1.0)
-    return kept, indices, scores, *parts
+    return kept, indices, scores

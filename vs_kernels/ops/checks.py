@@ -111,9 +111,9 @@ def check_scorer_weights(tokens: Tensor, q_weight: Tensor, q_bias: Tensor, k_wei
     """Weights [h, D] and biases [h] of one scorer, on the device of the tokens."""
     width, device = tokens.shape[-1], tokens.device
     check_tensor(q_weight, "q_weight")
-    if q_weight.dim() != 2 or q_weight.shape[1] != width or q_weight.shape[0] == 0:
-        raise ValueError(f"q_weight: got shape {tuple(q_weight.shape)}, expected [h > 0, {width}], the tokens' width")
     matrix = q_weight.shape
+    if len(matrix) != 2 or matrix[1] != width or matrix[0] == 0:
+        raise ValueError(f"q_weight: got shape {tuple(matrix)}, expected [h > 0, {width}], the tokens' width")
     vector = matrix[:1]
     for name, value, shape in (
         ("q_weight", q_weight, matrix),
@@ -121,12 +121,14 @@ def check_scorer_weights(tokens: Tensor, q_weight: Tensor, q_bias: Tensor, k_wei
         ("k_weight", k_weight, matrix),
         ("k_bias", k_bias, vector),
     ):
-        check_tensor(value, name)
+        if not isinstance(value, Tensor):
+            check_tensor(value, name)
         if value.shape != shape:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {list(shape)} beside q_weight")
         if value.dtype not in TOKEN_DTYPES:
             raise TypeError(f"{name}: got {value.dtype}, expected float32, bfloat16 or float16")
-        check_device(value, name, device)
+        if value.device != device:
+            check_device(value, name, device)
 
 
 def check_indices(indices: Tensor, tokens: Tensor) -> None:

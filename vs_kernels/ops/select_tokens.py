@@ -37,7 +37,7 @@ def select_tokens(
     rows = packed_tokens(tokens, plan)
     check_scorer_weights(tokens, q_weight, q_bias, k_weight, k_bias)
     cu_lengths, cu_ks = plan.offsets(tokens.device)
-    kept, indices, scores, _, _, _ = call(
+    kept, indices, scores = call(
         SelectTokensFunction, _op, rows, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, plan.total_kept,
         plan.max_length,
     )  # fmt: skip
@@ -48,20 +48,23 @@ def select_tokens(
 
 class SelectTokensFunction(torch.autograd.Function):
     """(tokens [T, D], q_weight, q_bias, k_weight, k_bias, cu_lengths [S + 1], cu_ks [S + 1], total_kept,
-    max_length) -> kept [K, D], indices [K], scores [T], and the backward's mean tokens, mean keys and directions."""
+    max_length) -> kept [K, D], indices [K], scores [T]."""
 
     @staticmethod
     def forward(ctx, tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length):
-        output = _op(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length)
-        _, indices, _, *parts = output
-        ctx.mark_non_differentiable(indices, *parts)
+        # the operator itself keeps nothing of the way to the scores, which the backward needs
+        ops = torch.ops.vs_kernels
+        scores, *parts = ops.importance_scores(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
+        indices = ops.topk_indices(scores, cu_lengths, cu_ks, total_kept, max_length)
+        kept = ops.gather_tokens(tokens, indices)
+        ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(indices, tokens, q_weight, q_bias, k_weight, *parts, cu_lengths)
-        return output
+        return kept, indices, scores
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_kept, _, grad_scores, *__):
+    def backward(ctx, grad_kept, _, grad_scores):
         indices, tokens, *scorer = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:5])
         grads: list[Tensor | None] = [None] * 5
@@ -76,27 +79,22 @@ class SelectTokensFunction(torch.autograd.Function):
 
 def _kernel(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length):
     ops = torch.ops.vs_kernels
-    scores, *parts = ops.importance_scores(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
+    scores, *_ = ops.importance_scores(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
     indices = ops.topk_indices(scores, cu_lengths, cu_ks, total_kept, max_length)
-    return ops.gather_tokens(tokens, indices), indices, scores, *parts
+    return ops.gather_tokens(tokens, indices), indices, scores
 
 
 def _fake(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length):
-    num_pools, width, hidden = cu_lengths.shape[0] - 1, tokens.shape[1], q_weight.shape[0]
     return (
-        tokens.new_empty(total_kept, width),
+        tokens.new_empty(total_kept, tokens.shape[1]),
         tokens.new_empty(total_kept, dtype=torch.int64),
         tokens.new_empty(tokens.shape[0], dtype=torch.float32),
-        tokens.new_empty(num_pools, width, dtype=torch.float32),
-        tokens.new_empty(num_pools, hidden, dtype=torch.float32),
-        tokens.new_empty(num_pools, width, dtype=torch.float32),
     )
 
 
 _op = define(
     "select_tokens(Tensor tokens, Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias, Tensor cu_lengths, "
-    "Tensor cu_ks, SymInt total_kept, SymInt max_length) -> (Tensor kept, Tensor indices, Tensor scores, "
-    "Tensor mean_tokens, Tensor mean_keys, Tensor directions)",
+    "Tensor cu_ks, SymInt total_kept, SymInt max_length) -> (Tensor kept, Tensor indices, Tensor scores)",
     _kernel,
     _fake,
 )
