@@ -37,31 +37,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> soft_topk(Tensor scores,      // floa
 }
 
 // -> float32 [T]
-Tensor soft_topk_backward(Tensor grad_probs,       // float32 [T]
-                          Tensor grad_thresholds,  // float32 [S]
-                          Tensor scores,           // float32 [T]
-                          Tensor pivots,           // float32 [S]
-                          Tensor shifts,           // float32 [S]
-                          Tensor cu_lengths,       // int64 [S + 1]
+Tensor soft_topk_backward(Tensor grad_probs,                      // float32 [T]
+                          std::optional<Tensor> grad_thresholds,  // float32 [S]
+                          Tensor scores,                          // float32 [T]
+                          Tensor pivots,                          // float32 [S]
+                          Tensor shifts,                          // float32 [S]
+                          Tensor cu_lengths,                      // int64 [S + 1]
                           double temperature) {
   return soft_topk_gradients(grad_probs, grad_thresholds, scores, pivots, shifts, cu_lengths, temperature, {});
 }
 
 }  // namespace
 
-Tensor soft_topk_gradients(Tensor grad_probs, Tensor grad_thresholds, Tensor scores, Tensor pivots, Tensor shifts,
-                           const Tensor& cu_lengths, double temperature, LossGradient loss) {
+Tensor soft_topk_gradients(Tensor grad_probs, std::optional<Tensor> grad_thresholds, Tensor scores, Tensor pivots,
+                           Tensor shifts, const Tensor& cu_lengths, double temperature, LossGradient loss) {
   scores = float_vector(scores, "scores");
   const PoolSums lengths = pool_lengths(cu_lengths, scores.numel());
   grad_probs = float_vector(grad_probs, "grad_probs", scores.numel());
-  grad_thresholds = float_vector(grad_thresholds, "grad_thresholds", lengths.count());
+  if (grad_thresholds) grad_thresholds = float_vector(*grad_thresholds, "grad_thresholds", lengths.count());
   pivots = float_vector(pivots, "pivots", lengths.count());
   shifts = float_vector(shifts, "shifts", lengths.count());
   const float inverse = inverse_temperature(temperature);
   Tensor grad_scores = new_float({scores.numel()});
   const float* score = const_data<float>(scores);
   const float* grad_prob = const_data<float>(grad_probs);
-  const float* grad_threshold = const_data<float>(grad_thresholds);
+  const float* grad_threshold = grad_thresholds ? const_data<float>(*grad_thresholds) : nullptr;
   const float* pivot = const_data<float>(pivots);
   const float* shift = const_data<float>(shifts);
   float* grad = data<float>(grad_scores);
@@ -69,7 +69,8 @@ Tensor soft_topk_gradients(Tensor grad_probs, Tensor grad_thresholds, Tensor sco
     const int64_t row = lengths.begin(pool), n = lengths.length(pool);
     const SoftScale scale = {pivot[pool], inverse, shift[pool]};
     const LossGradient of_pool = {loss.gradient ? loss.gradient + row : nullptr, loss.factor};
-    soft_topk_gradient(score + row, grad_prob + row, n, scale, grad_threshold[pool], of_pool, grad + row);
+    soft_topk_gradient(score + row, grad_prob + row, n, scale, grad_threshold ? grad_threshold[pool] : 0.0f, of_pool,
+                       grad + row);
   });
   return grad_scores;
 }

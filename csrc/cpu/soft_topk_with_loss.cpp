@@ -53,14 +53,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> soft_topk_with_loss(T
 }
 
 // -> float32 [T]
-Tensor soft_topk_with_loss_backward(Tensor grad_probs,       // float32 [T]
-                                    Tensor grad_thresholds,  // float32 [S]
-                                    Tensor grad_loss,        // float32 []
-                                    Tensor scores,           // float32 [T]
-                                    Tensor pivots,           // float32 [S]
-                                    Tensor shifts,           // float32 [S]
-                                    Tensor loss_gradient,    // float32 [T]
-                                    Tensor cu_lengths,       // int64 [S + 1]
+Tensor soft_topk_with_loss_backward(Tensor grad_probs,                      // float32 [T]
+                                    std::optional<Tensor> grad_thresholds,  // float32 [S]
+                                    Tensor grad_loss,                       // float32 []
+                                    Tensor scores,                          // float32 [T]
+                                    Tensor pivots,                          // float32 [S]
+                                    Tensor shifts,                          // float32 [S]
+                                    Tensor loss_gradient,                   // float32 [T]
+                                    Tensor cu_lengths,                      // int64 [S + 1]
                                     double temperature) {
   loss_gradient = float_vector(loss_gradient, "loss_gradient", scores.numel());
   STD_TORCH_CHECK(grad_loss.is_cpu() && grad_loss.scalar_type() == ScalarType::Float && grad_loss.numel() == 1,

@@ -161,17 +161,17 @@ Tensors run_all(const Inputs& x) {
     keep(call("importance_scores_backward", 5, x.grad_scores, x.tokens, x.q_weight, x.q_bias, x.k_weight, scored[1],
               scored[2], scored[3], x.cu_lengths, mask));
   }
-  keep(call("select_tokens", 6, x.tokens, x.q_weight, x.q_bias, x.k_weight, x.k_bias, x.cu_lengths, x.cu_ks, x.kept,
+  keep(call("select_tokens", 3, x.tokens, x.q_weight, x.q_bias, x.k_weight, x.k_bias, x.cu_lengths, x.cu_ks, x.kept,
             x.longest));
 
   const Tensor indices = keep(call("topk_indices", 1, x.scores, x.cu_lengths, x.cu_ks, x.kept, x.longest))[0];
   keep(call("topk_mask", 1, x.scores, x.cu_lengths, x.cu_ks, x.longest));
   const Tensors soft = keep(call("soft_topk", 4, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
-  keep(call("soft_topk_backward", 1, x.grad_scores, x.grad_pools, x.scores, soft[2], soft[3], x.cu_lengths,
+  keep(call("soft_topk_backward", 1, x.grad_scores, std::optional<Tensor>(), x.scores, soft[2], soft[3], x.cu_lengths,
             kTemperature));
   const Tensors both = keep(call("soft_topk_with_loss", 6, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
-  keep(call("soft_topk_with_loss_backward", 1, x.grad_scores, x.grad_pools, both[2], x.scores, both[3], both[4],
-            both[5], x.cu_lengths, kTemperature));
+  keep(call("soft_topk_with_loss_backward", 1, x.grad_scores, std::optional<Tensor>(x.grad_pools), both[2], x.scores,
+            both[3], both[4], both[5], x.cu_lengths, kTemperature));
   keep(call("topk_consistency_loss", 2, x.scores, x.cu_lengths, x.cu_ks, x.longest, kTemperature));
 
   keep(call("gather_tokens", 1, x.tokens, indices));

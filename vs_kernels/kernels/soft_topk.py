@@ -97,14 +97,14 @@ def soft_topk(
 
 def soft_topk_backward(
     grad_probs: Tensor,  # float32 [T]
-    grad_thresholds: Tensor,  # float32 [S]
+    grad_thresholds: Tensor | None,  # float32 [S]
     scores: Tensor,  # float32 [T]
     pivots: Tensor,  # float32 [S]
     shifts: Tensor,  # float32 [S]
     cu_lengths: Tensor,  # int64 [S + 1]
     temperature: float,
 ) -> Tensor:
-    return soft_jacobian(grad_probs, scores, pivots, shifts, cu_lengths, temperature, grad_thresholds.contiguous())
+    return soft_jacobian(grad_probs, scores, pivots, shifts, cu_lengths, temperature, grad_thresholds)
 
 
 def soft_jacobian(
@@ -114,6 +114,8 @@ def soft_jacobian(
     """Gradient of the scores from those of the probabilities, the thresholds and the loss, in one launch."""
     scores = scores.contiguous()
     grad_scores = torch.empty_like(scores)
+    if grad_thresholds is not None:
+        grad_thresholds = grad_thresholds.contiguous()
     launch(
         _soft_topk_bwd_kernel, (cu_lengths.shape[0] - 1,), grad_probs.contiguous(), grad_thresholds, grad_loss,
         loss_gradient, scores, pivots, shifts, cu_lengths, grad_scores, 1.0 / temperature, BLOCK=BLOCK, num_warps=8,

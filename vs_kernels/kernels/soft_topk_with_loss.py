@@ -28,7 +28,7 @@ def soft_topk_with_loss(
 
 def soft_topk_with_loss_backward(
     grad_probs: Tensor,  # float32 [T]
-    grad_thresholds: Tensor,  # float32 [S]
+    grad_thresholds: Tensor | None,  # float32 [S]
     grad_loss: Tensor,  # float32 []
     scores: Tensor,  # float32 [T]
     pivots: Tensor,  # float32 [S]
@@ -38,6 +38,6 @@ def soft_topk_with_loss_backward(
     temperature: float,
 ) -> Tensor:
     return soft_jacobian(
-        grad_probs, scores, pivots, shifts, cu_lengths, temperature, grad_thresholds.contiguous(), grad_loss,
+        grad_probs, scores, pivots, shifts, cu_lengths, temperature, grad_thresholds, grad_loss,
         loss_gradient.contiguous(),
     )  # fmt: skip

@@ -50,6 +50,7 @@ class SoftTopKFunction(torch.autograd.Function):
         output = _op(scores, cu_lengths, cu_ks, max_length, temperature)
         _, _, pivots, shifts = output
         ctx.mark_non_differentiable(pivots, shifts)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(scores, pivots, shifts, cu_lengths)
         ctx.temperature = temperature
         return output
@@ -57,6 +58,8 @@ class SoftTopKFunction(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx, grad_probs, grad_thresholds, *_):
+        scores = ctx.saved_tensors[0]
+        grad_probs = torch.zeros_like(scores) if grad_probs is None else grad_probs
         grad = _backward_op(grad_probs, grad_thresholds, *ctx.saved_tensors, ctx.temperature)
         return grad, None, None, None, None
 
@@ -108,7 +111,8 @@ def _backward_kernel(grad_probs, grad_thresholds, scores, pivots, shifts, cu_len
     grad = torch.empty_like(scores)
     for pool, (rows, _) in enumerate(reference.pools(plan_of(cu_lengths))):
         logits = soft_logits(scores[rows], pivots[pool], shifts[pool], temperature)
-        grad[rows] = soft_jacobian(grad_probs[rows], scores[rows], logits, temperature, grad_thresholds[pool])
+        grad_threshold = 0.0 if grad_thresholds is None else grad_thresholds[pool]
+        grad[rows] = soft_jacobian(grad_probs[rows], scores[rows], logits, temperature, grad_threshold)
     return grad
 
 
@@ -123,7 +127,7 @@ _op = define(
     _fake,
 )
 _backward_op = define(
-    "soft_topk_backward(Tensor grad_probs, Tensor grad_thresholds, Tensor scores, Tensor pivots, Tensor shifts, "
+    "soft_topk_backward(Tensor grad_probs, Tensor? grad_thresholds, Tensor scores, Tensor pivots, Tensor shifts, "
     "Tensor cu_lengths, float temperature) -> Tensor",
     _backward_kernel,
     _backward_fake,

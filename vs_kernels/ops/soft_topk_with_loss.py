@@ -44,12 +44,16 @@ class SoftTopKWithLossFunction(torch.autograd.Function):
         probs, thresholds, loss, *parts = _op(scores, cu_lengths, cu_ks, max_length, temperature)
         ctx.save_for_backward(scores, *parts, cu_lengths)
         ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
         return probs, thresholds, loss
 
     @staticmethod
     @first_order
     def backward(ctx, grad_probs, grad_thresholds, grad_loss):
-        grad = _backward_op(grad_probs, grad_thresholds, grad_loss, *ctx.saved_tensors, ctx.temperature)
+        saved = ctx.saved_tensors
+        grad_probs = torch.zeros_like(saved[0]) if grad_probs is None else grad_probs
+        grad_loss = saved[0].new_zeros(()) if grad_loss is None else grad_loss
+        grad = _backward_op(grad_probs, grad_thresholds, grad_loss, *saved, ctx.temperature)
         return grad, None, None, None, None
 
 
@@ -68,7 +72,7 @@ def _fake(scores, cu_lengths, cu_ks, max_length, temperature):
 
 def _backward_kernel(
     grad_probs: Tensor,  # [T]
-    grad_thresholds: Tensor,  # [S]
+    grad_thresholds: Tensor | None,  # [S]
     grad_loss: Tensor,  # []
     scores: Tensor,  # [T]
     pivots: Tensor,  # [S]
@@ -94,7 +98,7 @@ _op = define(
     _fake,
 )
 _backward_op = define(
-    "soft_topk_with_loss_backward(Tensor grad_probs, Tensor grad_thresholds, Tensor grad_loss, Tensor scores, "
+    "soft_topk_with_loss_backward(Tensor grad_probs, Tensor? grad_thresholds, Tensor grad_loss, Tensor scores, "
     "Tensor pivots, Tensor shifts, Tensor loss_gradient, Tensor cu_lengths, float temperature) -> Tensor",
     _backward_kernel,
     _backward_fake,
