@@ -28,7 +28,18 @@ constexpr LaneNumbers kLaneNumbers;
 
 BucketCounts keep_bucket(uint32_t* keys, int64_t n, uint32_t base, int shift) {
   int64_t kept = 0, at_least = 0, i = 0;
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m512i starts = _mm512_set1_epi32(static_cast<int>(base));
+  const __m128i digits = _mm_cvtsi32_si128(shift);
+  for (; i + 16 <= n; i += 16) {
+    const __m512i key = _mm512_loadu_si512(keys + i);
+    const __m512i digit = _mm512_srl_epi32(_mm512_sub_epi32(key, starts), digits);
+    const __mmask16 inside = _mm512_testn_epi32_mask(digit, digit);
+    _mm512_storeu_si512(keys + kept, _mm512_maskz_compress_epi32(inside, key));
+    kept += __builtin_popcount(inside);
+    at_least += __builtin_popcount(_mm512_cmpge_epu32_mask(key, starts));
+  }
+#elif defined(__AVX2__)
   const __m256i bases = _mm256_set1_epi32(static_cast<int>(base));
   const __m128i shifts = _mm_cvtsi32_si128(shift);
   for (; i + 8 <= n; i += 8) {
