@@ -172,6 +172,36 @@ def test_consistency_loss_is_the_cross_entropy(backend: str) -> None:
     torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])
+@pytest.mark.parametrize("kind", ["normal", "bimodal", "tied", "fresh"])
+def test_loss_wherever_the_threshold_is(backend: str, kind: str, temperature: float) -> None:
+    """Thresholds near the k-th score and up to seven temperatures from it."""
+    for k in (1, 2, 100, 500, 690, 699):
+        plan = SelectionPlan([700], [k])
+        single = rows(kind, 700).requires_grad_()
+        double = single.detach().double().requires_grad_()
+        probs, _, loss = vk.soft_topk_with_loss(single, plan, temperature)
+        true_loss = reference.topk_consistency_loss(double, plan, temperature)
+        # a logit of 87 is rounded to 4e-6, and so is p, relative to itself; beyond it p is subnormal
+        true_probs, _ = reference.soft_topk(double, plan, temperature)
+        torch.testing.assert_close(probs.double(), true_probs, rtol=1e-5, atol=1e-37)
+        torch.testing.assert_close(loss.double(), true_loss, rtol=2e-6, atol=0)
+        (grad,), (truth,) = torch.autograd.grad(loss, single), torch.autograd.grad(true_loss, double)
+        torch.testing.assert_close(grad.double(), truth, rtol=1e-4, atol=4e-6 * float(truth.abs().max()))
+        assert grad.double().sum().abs() <= 2e-6 * grad.double().abs().sum()
+
+
+@pytest.mark.interpreted
+def test_gradient_of_the_thresholds_alone(backend: str) -> None:
+    plan, weights = SelectionPlan([30, 10], [6, 3]), torch.tensor([0.5, -2.0])
+    scores = torch.randn(40)
+    single, double = scores.clone().requires_grad_(), scores.double().requires_grad_()
+    (truth,) = torch.autograd.grad(reference.soft_topk(double, plan, 0.5)[1], double, weights.double())
+    for operator in (vk.soft_topk, vk.soft_topk_with_loss):
+        (grad,) = torch.autograd.grad(operator(single, plan, 0.5)[1], single, weights)
+        torch.testing.assert_close(grad.double(), truth, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.interpreted
 def test_consistency_loss_without_tokens(backend: str) -> None:
     assert vk.topk_consistency_loss(torch.zeros(0), SelectionPlan([], [])).item() == 0
