@@ -12,8 +12,8 @@ namespace vs_kernels {
 constexpr int64_t kPartScores = 65536;
 
 inline void add(SoftSums& total, const SoftSums& part) {
-  total.below += part.below;
   total.all += part.all;
+  total.excess += part.excess;
   total.slope_below += part.slope_below;
   total.slope_all += part.slope_all;
   total.bend += part.bend;

@@ -81,14 +81,14 @@ SoftSolution solve_soft_topk(const float* scores, int64_t n, int64_t k, const Ha
     // how many more or fewer than k those are. The logarithms of the two sides are nearly linear in the shift, also
     // where all probabilities are small or saturated, so that Newton's method takes few steps.
     const double ahead = at_anchor.count_above - static_cast<double>(k);
-    const double surplus = sums.below + std::max(ahead, 0.0);
-    const double lack = sums.all - sums.below + std::max(-ahead, 0.0);
-    const double distance = distance_to_root(surplus - lack, sums);
+    const double distance = distance_to_root(sums.excess + ahead, sums);
     if (std::fabs(distance) <= kNear) {
       shift += distance;
       break;
     }
-    (surplus > lack ? high : low) = shift;
+    const double surplus = 0.5 * (sums.all + sums.excess) + std::max(ahead, 0.0);
+    const double lack = 0.5 * (sums.all - sums.excess) + std::max(-ahead, 0.0);
+    (sums.excess + ahead > 0.0 ? high : low) = shift;
     const double slope = sums.slope_below / surplus + (sums.slope_all - sums.slope_below) / lack;
     const double newton = shift - std::log(surplus / lack) / slope;
     const double next = low < newton && newton < high ? newton : 0.5 * (low + high);

@@ -32,10 +32,11 @@ struct SoftMove {
 };
 
 // Sums over some tokens, after a move, of the part that the odds speak of, p or 1 - p, which keeps its digits where p
-// is saturated, and of its slope v = p (1 - p): over those whose odds are for p, and over all. And over all of
+// is saturated, and of its slope v = p (1 - p): over all, and over those whose odds are for p. And over all of
 // v (1 - 2p) and v^2, of which the next two derivatives of sum(p) consist.
 struct SoftSums {
-  double below, all;
+  double all;
+  double excess;  // the parts of those whose odds are for p, less those of the others
   double slope_below, slope_all;
   double bend, square;
 };

@@ -25,6 +25,19 @@ struct Odds {
   return {odds * (is_for ? -move.rise : move.fall), is_for};
 }
 
+// Many scores are equal, and roundings of a float32 sum of equal terms go one way: eight at a time.
+[[gnu::always_inline]] inline double sum_of_block(float* block, int64_t n) {
+  constexpr int64_t kColumns = kSumBlock / 8;
+  for (int64_t i = n; i < kSumBlock; ++i) block[i] = 0.0f;
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < kColumns; ++i) {
+    const auto pair = [&](int64_t row) { return block[row * kColumns + i] + block[(row + 1) * kColumns + i]; };
+    sum += (pair(0) + pair(2)) + (pair(4) + pair(6));
+  }
+  return sum;
+}
+
 template <bool kAnchor>
 [[gnu::always_inline]] inline SoftAnchor soft_sums_of(const float* scores, int64_t n, SoftScale scale, SoftMove move,
                                                       float* written, const float* odds) {
@@ -32,9 +45,10 @@ template <bool kAnchor>
   SoftSums& sums = total.sums;
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-    float below = 0.0f, all = 0.0f, slope_below = 0.0f, slope_all = 0.0f, bend = 0.0f, square = 0.0f, apart = 0.0f;
+    float all = 0.0f, slope_below = 0.0f, slope_all = 0.0f, bend = 0.0f, square = 0.0f, apart = 0.0f;
     int32_t count_below = 0;
-#pragma omp simd reduction(+ : below, all, slope_below, slope_all, bend, square, apart) reduction(- : count_below)
+    float block[kSumBlock];
+#pragma omp simd reduction(+ : all, slope_below, slope_all, bend, square, apart) reduction(- : count_below)
     for (int64_t i = begin; i < end; ++i) {
       // Where the score and the pivot are zero, -0 would count as below 0.
       const float z = kAnchor ? (finite_score(scores[i]) - scale.pivot) * scale.inverse_temperature + 0.0f : 0.0f;
@@ -47,13 +61,13 @@ template <bool kAnchor>
       }
       const Parts p = parts_of(w.size);
       all += p.part;
-      below += masked(p.part, w.is_for);
+      block[i - begin] = flipped(p.part, ~w.is_for);
       slope_all += p.slope;
       slope_below += masked(p.slope, w.is_for);
       bend += flipped(p.slope * (p.part - p.rest), w.is_for);
       square += p.slope * p.slope;
     }
-    sums.below += below;
+    sums.excess += sum_of_block(block, end - begin);
     sums.all += all;
     sums.slope_below += slope_below;
     sums.slope_all += slope_all;
