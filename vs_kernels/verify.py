@@ -27,7 +27,7 @@ class Inputs:
     plan: SelectionPlan
     tokens: Tensor  # [T, D]
     scores: Tensor  # [T]
-    weights: tuple[Tensor, Tensor, Tensor, Tensor]
+    weights: tuple[Tensor, ...]
 
     @classmethod
     def random(
@@ -50,7 +50,7 @@ class Inputs:
             plan,
             tokens.to(device, dtype),
             scores.to(device),
-            tuple(weight.to(device, dtype) for weight in weights),  # type: ignore[arg-type]
+            tuple(weight.to(device, dtype) for weight in weights),
         )
 
     def leaves(self, dtype: torch.dtype | None = None) -> "Inputs":
@@ -60,7 +60,7 @@ class Inputs:
             return value.detach().to(dtype or value.dtype).requires_grad_()
 
         tokens, scores = leaf(self.tokens), leaf(self.scores)
-        return Inputs(self.plan, tokens, scores, tuple(leaf(weight) for weight in self.weights))  # type: ignore[arg-type]
+        return Inputs(self.plan, tokens, scores, tuple(leaf(weight) for weight in self.weights))
 
     def differentiable(self) -> dict[str, Tensor]:
         names = ("q_weight", "q_bias", "k_weight", "k_bias")
@@ -141,7 +141,7 @@ def errors(
         inputs.plan,
         inputs.tokens.cpu(),
         inputs.scores.cpu(),
-        tuple(weight.cpu() for weight in inputs.weights),  # type: ignore[arg-type]
+        tuple(weight.cpu() for weight in inputs.weights),
     )
     truth = results(definition, name, host.leaves(torch.float64))
     single = results(definition, name, host.leaves(torch.float32))

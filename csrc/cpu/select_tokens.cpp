@@ -25,10 +25,11 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(Tensor tokens,      // [T, D]
   const PoolSums lengths = pool_lengths(cu_lengths, rows.count);
   const PoolSums ks = pool_ks(cu_ks, lengths, total_kept);
   const Scorer scorer(q_weight, q_bias, k_weight, k_bias, rows.columns);
-  const int64_t wide = lengths.count() * rows.columns;
-  const std::unique_ptr<float[]> parts(new float[2 * wide + lengths.count() * scorer.hidden()]);
+  const int64_t wide = lengths.count() * rows.columns, hidden = lengths.count() * scorer.hidden();
+  const std::unique_ptr<float[]> parts(new float[2 * wide + hidden]);
   const Tensor scores = new_float({rows.count});
-  score_tokens(rows, scorer, lengths, data<float>(scores), {parts.get(), parts.get() + 2 * wide, parts.get() + wide});
+  score_tokens(rows, scorer, lengths, data<float>(scores),
+               {parts.get(), parts.get() + wide, parts.get() + wide + hidden});
   const Tensor indices = new_int64({total_kept});
   int64_t* index = data<int64_t>(indices);
   write_all_indices(const_data<float>(scores), lengths, ks, index);

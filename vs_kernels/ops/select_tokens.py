@@ -52,24 +52,24 @@ class SelectTokensFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length):
-        # the operator itself keeps nothing of the way to the scores, which the backward needs
-        ops = torch.ops.vs_kernels
-        scores, *parts = ops.importance_scores(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
-        indices = ops.topk_indices(scores, cu_lengths, cu_ks, total_kept, max_length)
-        kept = ops.gather_tokens(tokens, indices)
+        output = _op(tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, total_kept, max_length)
+        _, indices, _ = output
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(indices, tokens, q_weight, q_bias, k_weight, *parts, cu_lengths)
-        return kept, indices, scores
+        ctx.save_for_backward(indices, tokens, q_weight, q_bias, k_weight, k_bias, cu_lengths)
+        return output
 
     @staticmethod
     @first_order
     def backward(ctx, grad_kept, _, grad_scores):
-        indices, tokens, *scorer = ctx.saved_tensors
+        indices, tokens, *weights, cu_lengths = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:5])
         grads: list[Tensor | None] = [None] * 5
         if grad_scores is not None:
-            found = torch.ops.vs_kernels.importance_scores_backward(grad_scores, tokens, *scorer, wanted)
+            # few ask for this gradient: the way to the scores is gone again rather than kept by every forward
+            ops = torch.ops.vs_kernels
+            _, *parts = ops.importance_scores(tokens, *weights, cu_lengths)
+            found = ops.importance_scores_backward(grad_scores, tokens, *weights[:3], *parts, cu_lengths, wanted)
             grads = [grad if want else None for grad, want in zip(found, wanted, strict=True)]
         if grad_kept is not None and wanted[0]:
             scattered = torch.ops.vs_kernels.gather_tokens_backward(grad_kept, indices, tokens.shape[0])

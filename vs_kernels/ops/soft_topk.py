@@ -58,9 +58,9 @@ class SoftTopKFunction(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx, grad_probs, grad_thresholds, *_):
-        scores = ctx.saved_tensors[0]
-        grad_probs = torch.zeros_like(scores) if grad_probs is None else grad_probs
-        grad = _backward_op(grad_probs, grad_thresholds, *ctx.saved_tensors, ctx.temperature)
+        saved = ctx.saved_tensors
+        grad_probs = torch.zeros_like(saved[0]) if grad_probs is None else grad_probs
+        grad = _backward_op(grad_probs, grad_thresholds, *saved, ctx.temperature)
         return grad, None, None, None, None
 
 
