@@ -15,6 +15,9 @@ from vs_kernels.integrations.transformers import SelectorHandle, attach_selector
 
 BUDGETS = (0.5, 0.2)
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
+# Of steps on a cache, where a recurrence computes them otherwise than a whole sequence: without a selector, the logits
+# of 240 steps of two such models after random texts differed by up to 1.2e-4.
+RECURRENT_TOLERANCE = {"rtol": 0, "atol": 5e-4}
 
 
 class Subject:
@@ -116,6 +119,7 @@ def check_beams_alone(subject: Subject, rows: tuple[list[int | str], ...]) -> No
 def check_cached(subject: Subject, rows: tuple[list[int | str], ...], static: bool) -> None:
     """Logits of decoding steps on a cache equal those of the whole sequence at once."""
     inputs = subject.prompt(*rows)
+    tolerance = RECURRENT_TOLERANCE if subject.family.recurrent else TOLERANCE
     for budget in BUDGETS:
         config = subject.model.config.get_text_config()
         cache = StaticCache(config=config, max_cache_len=400) if static else DynamicCache(config=config)
@@ -129,7 +133,7 @@ def check_cached(subject: Subject, rows: tuple[list[int | str], ...], static: bo
                     input_ids=token, attention_mask=full["attention_mask"], past_key_values=cache
                 ).logits
                 expected = subject.model(**full).logits[:, -1]
-                torch.testing.assert_close(logits[:, -1], expected, **TOLERANCE)
+                torch.testing.assert_close(logits[:, -1], expected, **tolerance)
     if static:
         check_generate(subject, rows, cache_implementation="static")
 
