@@ -12,6 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+_CPU = torch.device("cpu")
 ROUNDINGS: dict[str, Callable[[float], int]] = {"floor": math.floor, "round": round, "ceil": math.ceil}
 
 
@@ -57,9 +58,7 @@ class SelectionPlan:
         self.total_tokens = sum(self.lengths)
         self.total_kept = sum(self.ks)
         self.max_length = max((0, *self.lengths))
-        self._cu_lengths = _exclusive_sums(self.lengths)
-        self._cu_ks = _exclusive_sums(self.ks)
-        self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._on_device = {_CPU: (_exclusive_sums(self.lengths), _exclusive_sums(self.ks))}
 
     @classmethod
     def from_budget(
@@ -112,13 +111,9 @@ class SelectionPlan:
         """``cu_lengths`` and ``cu_ks`` on ``device``."""
         if not isinstance(device, torch.device):
             device = torch.device(device)
-        if device.type == "cpu":
-            return self._cu_lengths, self._cu_ks
         if device not in self._on_device:
-            self._on_device[device] = (
-                self._cu_lengths.to(device, non_blocking=True),
-                self._cu_ks.to(device, non_blocking=True),
-            )
+            cu_lengths, cu_ks = self._on_device[_CPU]
+            self._on_device[device] = cu_lengths.to(device, non_blocking=True), cu_ks.to(device, non_blocking=True)
         return self._on_device[device]
 
     def __eq__(self, other: object) -> bool:

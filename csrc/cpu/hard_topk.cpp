@@ -4,12 +4,11 @@
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <numeric>
-#include <vector>
 
 #include "isa.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace vs_kernels {
 namespace {
@@ -93,10 +92,13 @@ Bucket likely_bucket(const uint32_t* keys, int64_t n, int64_t k, KeyRange range)
   return bucket_of(likely);
 }
 
+// Most pools are one part.
+using Parts = Scratch<Part, 1>;
+
 // Keeps the keys of the bucket, and counts.
-BucketCounts keep(std::vector<Part>& parts, Bucket bucket) {
-  std::vector<BucketCounts> counts(parts.size());
-  for_each_part(static_cast<int64_t>(parts.size()), 1, [&](int64_t i, int64_t, int64_t) {
+BucketCounts keep(Parts& parts, Bucket bucket) {
+  Scratch<BucketCounts, 1> counts(parts.size());
+  for_each_part(parts.size(), 1, [&](int64_t i, int64_t, int64_t) {
     counts[i] = simd().keep_bucket(parts[i].keys, parts[i].count, bucket.base, bucket.width);
     parts[i].count = counts[i].inside;
   });
@@ -130,11 +132,11 @@ int64_t mark(const float* scores, int64_t begin, int64_t end, const HardTopK& to
 }  // namespace
 
 HardTopK find_topk(const float* scores, int64_t n, int64_t k) {
-  const std::unique_ptr<uint32_t[]> keys(new uint32_t[n]);
-  std::vector<Part> parts(num_parts(n, kPartRows));
+  Scratch<uint32_t, kStackScores> keys(n);
+  Parts parts(num_parts(n, kPartRows));
   const auto read_keys = [&] {
     for_each_part(n, kPartRows, [&](int64_t part, int64_t begin, int64_t end) {
-      parts[part].keys = keys.get() + begin;
+      parts[part].keys = keys.begin() + begin;
       parts[part].count = end - begin;
       parts[part].range = simd().score_keys(scores + begin, end - begin, parts[part].keys);
     });
@@ -147,7 +149,7 @@ HardTopK find_topk(const float* scores, int64_t n, int64_t k) {
 
   Bucket bucket = bucket_of(range);
   int64_t rank = k;
-  const Bucket likely = n < kSampledPool ? bucket : likely_bucket(keys.get(), n, k, range);
+  const Bucket likely = n < kSampledPool ? bucket : likely_bucket(keys.begin(), n, k, range);
   if (likely.width < bucket.width) {
     const BucketCounts counts = keep(parts, likely);
     // Negative where the bucket reaches past the largest key, to the smallest ones: inside it those come first.
@@ -165,9 +167,8 @@ HardTopK find_topk(const float* scores, int64_t n, int64_t k) {
   int shift = std::max(0, width - kDigitBits);
   Histogram& counts = parts[0].histogram;
   for (;;) {
-    for_each_part(static_cast<int64_t>(parts.size()), 1,
-                  [&](int64_t part, int64_t, int64_t) { parts[part].count_digits(base, shift); });
-    for (size_t part = 1; part < parts.size(); ++part) {
+    for_each_part(parts.size(), 1, [&](int64_t part, int64_t, int64_t) { parts[part].count_digits(base, shift); });
+    for (int64_t part = 1; part < parts.size(); ++part) {
       for (int64_t digit = 0; digit < kBuckets; ++digit) counts[digit] += parts[part].histogram[digit];
     }
     const int64_t digit = find_bucket(counts, &rank);
@@ -184,7 +185,8 @@ void write_mask(const float* scores, int64_t n, const HardTopK& topk, uint8_t* m
 }
 
 void write_indices(const float* scores, int64_t n, const HardTopK& topk, int64_t first_row, int64_t* indices) {
-  std::vector<int64_t> slots(num_parts(n, kPartRows) + 1, 0);
+  Scratch<int64_t, 2> slots(num_parts(n, kPartRows) + 1);
+  std::fill(slots.begin(), slots.end(), 0);
   if (slots.size() > 2) {
     for_each_part(n, kPartRows, [&](int64_t part, int64_t begin, int64_t end) {
       uint8_t mask[kMaskRows];
@@ -192,7 +194,7 @@ void write_indices(const float* scores, int64_t n, const HardTopK& topk, int64_t
         slots[part + 1] += mark(scores, row, std::min(end, row + kMaskRows), topk, mask);
       }
     });
-    for (size_t part = 1; part < slots.size(); ++part) slots[part] += slots[part - 1];
+    for (int64_t part = 1; part < slots.size(); ++part) slots[part] += slots[part - 1];
   }
   for_each_part(n, kPartRows, [&](int64_t part, int64_t begin, int64_t end) {
     uint8_t mask[kMaskRows];

@@ -1,9 +1,8 @@
 // Sums over the scores of one pool: in parts on all threads, the parts added in order.
 #pragma once
 
-#include <vector>
-
 #include "parallel.h"
+#include "scratch.h"
 #include "simd/kernels.h"
 
 namespace vs_kernels {
@@ -37,7 +36,7 @@ inline void add(SlopeSums& total, const SlopeSums& part) {
 template <class F>
 auto sum_parts(int64_t n, const F& sums_of) {
   using Sums = decltype(sums_of(n, n));
-  std::vector<Sums> parts(num_parts(n, kPartScores));
+  Scratch<Sums, 1> parts(num_parts(n, kPartScores));
   for_each_part(n, kPartScores,
                 [&](int64_t part, int64_t begin, int64_t end) { parts[part] = sums_of(begin, end - begin); });
   Sums total = {};

@@ -1,12 +1,12 @@
 // What both straight-through operators do: a hard choice in the forward, the soft Top-K in the backward.
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <tuple>
 
 #include "hard_topk.h"
 #include "parallel.h"
+#include "scratch.h"
 #include "soft_topk_pool.h"
 
 namespace vs_kernels {
@@ -23,14 +23,12 @@ std::tuple<Tensor, Tensor> choose_tokens(const float* scores, const float* ranki
   float* shift = data<float>(shifts);
   for_each_pool(lengths, kLargePool, [&](int64_t pool) {
     const int64_t row = lengths.begin(pool), n = lengths.length(pool), k = ks.length(pool);
-    HardTopK topk = {};
-    if (k > 0) {
-      topk = find_topk(ranking + row, n, k);
-      choose(pool, topk);
-      if (k < n && ranking != scores) topk = find_topk(scores + row, n, k);
-    }
-    const std::unique_ptr<float[]> odds(new float[n]);
-    const SoftScale scale = solve_soft_topk(scores + row, n, k, topk, inverse, odds.get()).scale;
+    const bool some = 0 < k && k < n;
+    HardTopK topk = some ? find_topk(ranking + row, n, k) : HardTopK{0, n, {}};  // or all rows
+    if (k > 0) choose(pool, topk);
+    if (some && ranking != scores) topk = find_topk(scores + row, n, k);
+    Scratch<float, kStackScores> odds(n);
+    const SoftScale scale = solve_soft_topk(scores + row, n, k, topk, inverse, odds.begin()).scale;
     pivot[pool] = scale.pivot;
     shift[pool] = scale.shift;
   });

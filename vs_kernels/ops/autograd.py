@@ -10,18 +10,18 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 
-def call(function: type[torch.autograd.Function], operator: Callable[..., Any], *args: Any) -> Any:
-    """``function.apply(*args)``, or ``operator(*args)``, which costs half as much, where no tensor needs a gradient.
+def wants_autograd(*inputs: Tensor) -> bool:
+    """Whether the operator's Function must be applied to these; its operator alone costs half as much.
 
     Forward-mode derivatives go to the Function, which says that it has none; the operator would drop them.
     """
     if forward_ad._current_level >= 0:
-        return function.apply(*args)
+        return True
     if torch.is_grad_enabled():
-        for arg in args:
-            if isinstance(arg, Tensor) and arg.requires_grad:
-                return function.apply(*args)
-    return operator(*args)
+        for tensor in inputs:
+            if tensor.requires_grad:
+                return True
+    return False
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -56,28 +56,34 @@ def packed_tokens(tokens: Tensor, plan: SelectionPlan | None) -> Tensor:
     check_tensor(tokens, "tokens")
     if tokens.dtype not in TOKEN_DTYPES:
         raise TypeError(f"tokens: got {tokens.dtype}, expected float32, bfloat16 or float16")
-    if tokens.dim() not in (2, 3):
-        raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, expected packed [T, D] or dense [B, N, D]")
-    if tokens.stride(-1) != 1 and tokens.shape[-1] > 1 and tokens.numel() > 0:
+    shape = tokens.shape
+    dense = len(shape) == 3
+    if not dense and len(shape) != 2:
+        raise ValueError(f"tokens: got shape {tuple(shape)}, expected packed [T, D] or dense [B, N, D]")
+    if tokens.stride(-1) != 1 and shape[-1] > 1 and tokens.numel() > 0:
         raise ValueError(f"tokens: got a last stride of {tokens.stride(-1)}, expected contiguous rows (.contiguous())")
     if plan is not None:
         check_plan(plan)
-        _check_layout(tokens, "tokens", tokens.dim() == 3, plan)
-    return tokens.reshape(-1, tokens.shape[-1]) if tokens.dim() == 3 else tokens
+        _check_layout(shape, "tokens", dense, plan)
+    return tokens.reshape(-1, shape[-1]) if dense else tokens
 
 
 def packed_scores(scores: Tensor, plan: SelectionPlan, name: str = "scores") -> Tensor:
     """Contiguous float32 [T] from packed [T] or dense [B, N] scores; cast to float32 under autocast."""
     check_tensor(scores, name)
-    if scores.dim() not in (1, 2):
-        raise ValueError(f"{name}: got shape {tuple(scores.shape)}, expected packed [T] or dense [B, N]")
-    if scores.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(scores.device.type):
-        scores = scores.float()
+    shape = scores.shape
+    dense = len(shape) == 2
+    if not dense and len(shape) != 1:
+        raise ValueError(f"{name}: got shape {tuple(shape)}, expected packed [T] or dense [B, N]")
     if scores.dtype != torch.float32:
-        raise TypeError(f"{name}: got {scores.dtype}, expected float32 (lower precision makes ties at the threshold)")
+        if scores.dtype not in TOKEN_DTYPES or not torch.is_autocast_enabled(scores.device.type):
+            raise TypeError(
+                f"{name}: got {scores.dtype}, expected float32 (lower precision makes ties at the threshold)"
+            )
+        scores = scores.float()
     check_plan(plan)
-    _check_layout(scores, name, scores.dim() == 2, plan)
-    return (scores.reshape(-1) if scores.dim() == 2 else scores).contiguous()
+    _check_layout(shape, name, dense, plan)
+    return (scores.reshape(-1) if dense else scores).contiguous()
 
 
 def packed_straight_through(
@@ -93,17 +99,17 @@ def packed_straight_through(
     return rows, packed, ranking
 
 
-def _check_layout(value: Tensor, name: str, dense: bool, plan: SelectionPlan) -> None:
+def _check_layout(shape: torch.Size, name: str, dense: bool, plan: SelectionPlan) -> None:
     if dense:
-        batch, length = value.shape[0], value.shape[1]
+        batch, length = shape[0], shape[1]
         # equal lengths without reading them one by one: the longest times the number is the sum
         if batch != plan.num_pools or batch * length != plan.total_tokens or (batch and length != plan.max_length):
             raise ValueError(
-                f"{name}: got shape {tuple(value.shape)}, expected a plan of {batch} pools of {length} tokens each, "
+                f"{name}: got shape {tuple(shape)}, expected a plan of {batch} pools of {length} tokens each, "
                 f"not of {plan.num_pools} pools with {plan.total_tokens} tokens and at most {plan.max_length}"
             )
-    elif value.shape[0] != plan.total_tokens:
-        raise ValueError(f"{name}: got {value.shape[0]} rows, expected {plan.total_tokens}, the plan's total_tokens")
+    elif shape[0] != plan.total_tokens:
+        raise ValueError(f"{name}: got {shape[0]} rows, expected {plan.total_tokens}, the plan's total_tokens")
 
 
 def check_scorer_weights(tokens: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor) -> None:
@@ -113,21 +119,20 @@ def check_scorer_weights(tokens: Tensor, q_weight: Tensor, q_bias: Tensor, k_wei
     matrix = q_weight.shape
     if len(matrix) != 2 or matrix[1] != width or matrix[0] == 0:
         raise ValueError(f"q_weight: got shape {tuple(matrix)}, expected [h > 0, {width}], the tokens' width")
-    vector = matrix[:1]
-    for name, value, shape in (
-        ("q_weight", q_weight, matrix),
-        ("q_bias", q_bias, vector),
-        ("k_weight", k_weight, matrix),
-        ("k_bias", k_bias, vector),
-    ):
-        if not isinstance(value, Tensor):  # before a call: four times two calls are a microsecond
-            check_tensor(value, name)
-        if value.shape != shape:
-            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {list(shape)} beside q_weight")
-        if value.dtype not in TOKEN_DTYPES:
-            raise TypeError(f"{name}: got {value.dtype}, expected float32, bfloat16 or float16")
-        if value.device != device:
-            check_device(value, name, device)
+    vector = (matrix[0],)
+    _check_weight(q_weight, "q_weight", matrix, device)
+    _check_weight(q_bias, "q_bias", vector, device)
+    _check_weight(k_weight, "k_weight", matrix, device)
+    _check_weight(k_bias, "k_bias", vector, device)
+
+
+def _check_weight(value: Tensor, name: str, shape: tuple[int, ...], device: torch.device) -> None:
+    check_tensor(value, name)
+    if value.shape != shape:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {list(shape)} beside q_weight")
+    if value.dtype not in TOKEN_DTYPES:
+        raise TypeError(f"{name}: got {value.dtype}, expected float32, bfloat16 or float16")
+    check_device(value, name, device)
 
 
 def check_indices(indices: Tensor, tokens: Tensor) -> None:

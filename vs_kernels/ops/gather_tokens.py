@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call, first_order
+from vs_kernels.ops.autograd import first_order, wants_autograd
 from vs_kernels.ops.checks import check_device, check_indices, check_tensor, packed_tokens
 from vs_kernels.ops.gather_tokens_with import GatherTokensWithFunction, gather_tokens_with
 
@@ -53,10 +53,10 @@ def gather_tokens(
         _check_extras(rows, position_ids, mask)
     try:
         if not extras:
-            return call(GatherTokensFunction, _op, rows, indices)
-        kept, positions, kept_mask = call(
-            GatherTokensWithFunction, gather_tokens_with, rows, indices, position_ids, mask
-        )
+            gather = GatherTokensFunction.apply if wants_autograd(rows) else _op
+            return gather(rows, indices)
+        gather_with = GatherTokensWithFunction.apply if wants_autograd(rows) else gather_tokens_with
+        kept, positions, kept_mask = gather_with(rows, indices, position_ids, mask)
         results = ((True, kept), (position_ids is not None, positions), (mask is not None, kept_mask))
         return tuple(result for given, result in results if given)
     except RuntimeError as error:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call, first_order
+from vs_kernels.ops.autograd import first_order, wants_autograd
 from vs_kernels.ops.checks import check_scorer_weights, packed_tokens
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.plan import SelectionPlan
@@ -46,7 +46,9 @@ def importance_scores(
     else:
         num_pools, length = (1, tokens.shape[0]) if tokens.dim() == 2 else (tokens.shape[0], tokens.shape[1])
         cu_lengths = torch.arange(num_pools + 1, device=tokens.device) * length
-    scores = call(ImportanceScoresFunction, _op, rows, q_weight, q_bias, k_weight, k_bias, cu_lengths)[0]
+    inputs = rows, q_weight, q_bias, k_weight, k_bias
+    score = ImportanceScoresFunction.apply if wants_autograd(*inputs) else _op
+    scores = score(*inputs, cu_lengths)[0]
     return scores if tokens.dim() == 2 else scores.view(tokens.shape[:-1])
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call, first_order
+from vs_kernels.ops.autograd import first_order, wants_autograd
 from vs_kernels.ops.checks import check_plan, check_scorer_weights, packed_tokens
 from vs_kernels.plan import SelectionPlan
 from vs_kernels.selection import Selection
@@ -37,13 +37,12 @@ def select_tokens(
     rows = packed_tokens(tokens, plan)
     check_scorer_weights(tokens, q_weight, q_bias, k_weight, k_bias)
     cu_lengths, cu_ks = plan.offsets(tokens.device)
-    kept, indices, scores = call(
-        SelectTokensFunction, _op, rows, q_weight, q_bias, k_weight, k_bias, cu_lengths, cu_ks, plan.total_kept,
-        plan.max_length,
-    )  # fmt: skip
+    inputs = rows, q_weight, q_bias, k_weight, k_bias
+    select = SelectTokensFunction.apply if wants_autograd(*inputs) else _op
+    kept, indices, scores = select(*inputs, cu_lengths, cu_ks, plan.total_kept, plan.max_length)
     if tokens.dim() == 3:
         scores = scores.view(tokens.shape[:-1])
-    return Selection(kept, indices, scores, probs=None, loss=None, plan=plan)
+    return Selection(kept, indices, scores, None, None, plan)
 
 
 class SelectTokensFunction(torch.autograd.Function):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call, first_order
+from vs_kernels.ops.autograd import first_order, wants_autograd
 from vs_kernels.ops.checks import check_temperature, packed_scores
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.plan import SelectionPlan
@@ -33,7 +33,8 @@ def soft_topk(scores: Tensor, plan: SelectionPlan, temperature: float = 1.0) -> 
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
     cu_lengths, cu_ks = plan.offsets(scores.device)
-    probs, thresholds, _, _ = call(SoftTopKFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature)
+    soft = SoftTopKFunction.apply if wants_autograd(packed) else _op
+    probs, thresholds, _, _ = soft(packed, cu_lengths, cu_ks, plan.max_length, temperature)
     return probs if scores.dim() == 1 else probs.view(scores.shape), thresholds
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call, first_order
+from vs_kernels.ops.autograd import first_order, wants_autograd
 from vs_kernels.ops.checks import check_temperature, packed_scores
 from vs_kernels.plan import SelectionPlan
 
@@ -29,9 +29,8 @@ def soft_topk_with_loss(scores: Tensor, plan: SelectionPlan, temperature: float 
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
     cu_lengths, cu_ks = plan.offsets(scores.device)
-    probs, thresholds, loss, *_ = call(
-        SoftTopKWithLossFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature
-    )
+    soft = SoftTopKWithLossFunction.apply if wants_autograd(packed) else _op
+    probs, thresholds, loss, *_ = soft(packed, cu_lengths, cu_ks, plan.max_length, temperature)
     return probs if scores.dim() == 1 else probs.view(scores.shape), thresholds, loss
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call, first_order
+from vs_kernels.ops.autograd import first_order, wants_autograd
 from vs_kernels.ops.checks import check_scale, check_temperature, packed_straight_through
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import soft_jacobian, soft_logits, solve
@@ -44,10 +44,10 @@ def straight_through_gather(
     check_temperature(temperature)
     check_scale(scale, "scale")
     cu_lengths, cu_ks = plan.offsets(tokens.device)
-    kept, indices, _, _ = call(
-        StraightThroughGatherFunction, _op, rows, packed, ranking, cu_lengths, cu_ks, plan.total_kept, plan.max_length,
-        temperature, scale,
-    )  # fmt: skip
+    gather = StraightThroughGatherFunction.apply if wants_autograd(rows, packed) else _op
+    kept, indices, _, _ = gather(
+        rows, packed, ranking, cu_lengths, cu_ks, plan.total_kept, plan.max_length, temperature, scale
+    )
     return kept, indices
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call, first_order
+from vs_kernels.ops.autograd import first_order, wants_autograd
 from vs_kernels.ops.checks import check_scale, check_temperature, packed_straight_through
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import solve
@@ -46,10 +46,8 @@ def straight_through_mask(
     check_temperature(temperature)
     check_scale(dropped_scale, "dropped_scale")
     cu_lengths, cu_ks = plan.offsets(tokens.device)
-    out, _, _, _ = call(
-        StraightThroughMaskFunction, _op, rows, packed, ranking, cu_lengths, cu_ks, plan.max_length, temperature,
-        dropped_scale,
-    )  # fmt: skip
+    damp = StraightThroughMaskFunction.apply if wants_autograd(rows, packed) else _op
+    out, _, _, _ = damp(rows, packed, ranking, cu_lengths, cu_ks, plan.max_length, temperature, dropped_scale)
     return out if tokens.dim() == 2 else out.view(tokens.shape)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vs_kernels import reference
 from vs_kernels.library import define
-from vs_kernels.ops.autograd import call, first_order
+from vs_kernels.ops.autograd import first_order, wants_autograd
 from vs_kernels.ops.checks import check_temperature, packed_scores
 from vs_kernels.ops.sizes import plan_of
 from vs_kernels.ops.soft_topk import soft_logits, solve
@@ -33,7 +33,8 @@ def topk_consistency_loss(scores: Tensor, plan: SelectionPlan, temperature: floa
     packed = packed_scores(scores, plan)
     check_temperature(temperature)
     cu_lengths, cu_ks = plan.offsets(scores.device)
-    return call(TopKConsistencyLossFunction, _op, packed, cu_lengths, cu_ks, plan.max_length, temperature)[0]
+    loss_of = TopKConsistencyLossFunction.apply if wants_autograd(packed) else _op
+    return loss_of(packed, cu_lengths, cu_ks, plan.max_length, temperature)[0]
 
 
 class TopKConsistencyLossFunction(torch.autograd.Function):
