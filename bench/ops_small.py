@@ -2,6 +2,9 @@
 
 The overhead is what the same public call takes on one token of width 8: checks, dispatch, results, and the little that
 is left of the kernel. The call on the image less its kernel would be the difference of two large times, all noise.
+
+Beside it stands a call of PyTorch's own through the same dispatcher, with two tensors and one result: microseconds are
+those of a machine, and where a neighbour shares a core, of a moment.
 """
 
 from typing import NamedTuple
@@ -18,13 +21,14 @@ MOST_MICROSECONDS = 15.0
 
 
 class SmallCall(NamedTuple):
-    """One operator: the public call on ``inputs``, and on next to nothing."""
+    """One operator: the public call on ``inputs``, and on next to nothing, where PyTorch takes rows as well."""
 
     operator: str
     shape: str
     inputs: Inputs
     public: Call
     smallest: Call
+    pytorch: Call
 
 
 def small_calls(work: Workload) -> list[SmallCall]:
@@ -36,7 +40,14 @@ def small_calls(work: Workload) -> list[SmallCall]:
     )
     shape = f"N={length:,} D={width:,}"
     smallest = _public_calls(token)
-    return [SmallCall(name, shape, image, public, smallest[name]) for name, public in _public_calls(image).items()]
+    row = torch.zeros(1, dtype=torch.int64, device=work.device)
+
+    def pytorch() -> torch.Tensor:
+        return torch.ops.aten.index_select.default(token.tokens, 0, row)
+
+    return [
+        SmallCall(name, shape, image, public, smallest[name], pytorch) for name, public in _public_calls(image).items()
+    ]
 
 
 def _public_calls(x: Inputs) -> dict[str, Call]:

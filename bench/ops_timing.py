@@ -66,6 +66,7 @@ class Timer:
         self.seconds = seconds
         self._clock = Clock(device)
         self._probe = torch.ones(PROBE_SIZE, PROBE_SIZE)
+        self._result: Any = None
 
     def first(self, call: Call) -> tuple[Any, Seconds]:
         """The result of a call, for verification, and its time, which counts where a second one would be too slow."""
@@ -102,16 +103,21 @@ class Timer:
                 timings[name].process.extend(sample.process for sample in block)
                 if number == len(cores):
                     cores.append(self._cores())
+            self._result = None
         return timings, quantiles(cores)["q50"]
 
     def _samples(self, call: Call, samples: int, batch: int) -> list[Seconds]:
         return [self._sample(call, batch) for _ in range(samples)]
 
     def _sample(self, call: Call, batch: int) -> Seconds:
-        """Mean of one call over ``batch`` calls."""
+        """Mean of one call over ``batch`` calls.
+
+        A result lives until the next one is there, as where somebody uses it. If it were freed before, it would be
+        the state of the allocator that decides which provider writes to the block that the caches still hold.
+        """
         start = self._start()
         for _ in range(batch):
-            call()
+            self._result = call()
         wall, process = self._since(start)
         return Seconds(wall / batch, process / batch)
 

@@ -1,4 +1,8 @@
 import json
+import platform
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +11,7 @@ import torch
 
 import vs_kernels
 from bench import device_timing, ops_eager, published
+from bench.harness import ROOT
 from bench.ops_cases import Case, Pair, cases
 from bench.ops_run import Row, measure
 from bench.ops_summary import device_table, disturbance, failures, from_record, record
@@ -118,6 +123,46 @@ def test_the_tolerance_is_twice_the_error_of_float32_and_a_rounding():
     with pytest.raises(WrongResult):
         verify([(true + 2.1e-3).float()])
     near([true], [true])([(true + 2**-9).bfloat16()])
+
+
+def test_a_result_lives_until_the_next_one_is_there():
+    alive, most = weakref.WeakSet(), 0
+
+    def call() -> torch.Tensor:
+        nonlocal most
+        result = torch.empty(1)
+        alive.add(result)
+        most = max(most, len(alive))
+        return result
+
+    Timer(CPU, 0.01).compare({"call": call}, {"call": Timer(CPU, 0.01).first(int)[1]})
+    assert most == 2 and not alive
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+@pytest.mark.parametrize("settled", [False, True])
+def test_large_blocks_are_fresh_whatever_was_freed_before(settled):
+    script = f"""
+import ctypes
+from bench.heap import settle_heap
+
+class MallInfo2(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = MallInfo2
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+if {settled}:
+    settle_heap()
+libc.free(libc.malloc(31 << 20))
+before = libc.mallinfo2().hblks
+libc.malloc(25 << 20)
+print(libc.mallinfo2().hblks - before)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(ran.stdout) == settled
 
 
 def test_short_calls_are_repeated_within_a_sample_and_very_long_ones_called_once(monkeypatch):

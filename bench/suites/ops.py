@@ -14,6 +14,7 @@ from rich.console import Console
 
 from bench.command_line import count, ending, exit_codes
 from bench.harness import Arguments, Recorder, device_argument, environment, peak_memory
+from bench.heap import settle_heap
 from bench.ops_cases import cases
 from bench.ops_run import Row, measure, measure_small
 from bench.ops_small import small_calls
@@ -53,6 +54,7 @@ def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
         parser.error(f"argument --out: {error}")
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    settle_heap()
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     stream = torch.cuda.Stream(args.device) if args.device.type == "cuda" else None
@@ -149,7 +151,8 @@ def _print_results(console: Console, rows: list[Row], summary: dict[str, Any]) -
     console.print(
         "Medians of interleaved calls; every result was verified against float64 first. CPU time: the ratio of process "
         "times. Bandwidth: bytes that must be moved over our time, as a share of the measured reads. One token "
-        "(µs): the public call on one token of width 8, which is what a call costs beyond its kernel.",
+        "(µs): the public call on one token of width 8, which is what a call costs beyond its kernel. Blocks of 24 MiB "
+        "and more are fresh from the system, for everybody.",
         style="dim",
     )
     for note in notes(rows):
