@@ -7,6 +7,7 @@ from torch._dynamo.exc import TorchDynamoException
 import vs_kernels
 from bench import device_timing
 from bench.harness import Seconds, extra_memory
+from bench.heap import PREPARED_FRESH_BYTES, TIMED_FRESH_BYTES, take_fresh_from
 from bench.ops_cases import Case
 from bench.ops_small import MOST_MICROSECONDS, SmallCall
 from bench.ops_timing import Call, Timer, Timing
@@ -68,6 +69,7 @@ class Row(NamedTuple):
 
 def measure(case: Case, work: Workload, timer: Timer) -> Row:
     """Raises :class:`WrongResult` where a provider's result is not right."""
+    take_fresh_from(PREPARED_FRESH_BYTES)
     pair = case.prepare(work)
     notes = [case.note] if case.note else []
     providers = {"ours": "vs_kernels", "theirs": case.against}
@@ -93,6 +95,7 @@ def measure(case: Case, work: Workload, timer: Timer) -> Row:
                 if way:
                     first[who + way] = _verified(replay, verifies[who], timer, names[who] + way)
                     calls[who + way] = replay
+    take_fresh_from(TIMED_FRESH_BYTES)
     timings, cores = timer.compare(calls, first)
     ours, theirs = timings["ours"], timings.get("theirs")
     return Row(

@@ -144,7 +144,7 @@ def test_a_result_lives_until_the_next_one_is_there():
 def test_large_blocks_are_fresh_whatever_was_freed_before(settled):
     script = f"""
 import ctypes
-from bench.heap import settle_heap
+from bench.heap import TIMED_FRESH_BYTES, take_fresh_from
 
 class MallInfo2(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -155,7 +155,7 @@ libc.mallinfo2.restype = MallInfo2
 libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
 if {settled}:
-    settle_heap()
+    take_fresh_from(TIMED_FRESH_BYTES)
 libc.free(libc.malloc(31 << 20))
 before = libc.mallinfo2().hblks
 libc.malloc(25 << 20)

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from bench.command_line import count, ending, exit_codes
 from bench.harness import Arguments, Recorder, device_argument, environment, peak_memory
-from bench.heap import settle_heap
 from bench.ops_cases import cases
 from bench.ops_run import Row, measure, measure_small
 from bench.ops_small import small_calls
@@ -54,7 +53,6 @@ def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
         parser.error(f"argument --out: {error}")
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
-    settle_heap()
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     stream = torch.cuda.Stream(args.device) if args.device.type == "cuda" else None
