@@ -17,7 +17,7 @@ demo: $(INSTALLED)  ## prefill with and without selection, on a real photo; what
 	$(VENV)/bin/python -m bench prefill --rounds 2
 	$(VENV)/bin/python -m bench quality --tasks tiles --pictures 200
 
-bench: $(INSTALLED)  ## every suite in ten minutes; ends with the path of the report
+bench: $(INSTALLED)  ## every suite in 10 to 15 minutes; ends with the path of the report
 	$(VENV)/bin/python -m bench all
 
 bench-full: $(INSTALLED)  ## every suite with all sizes and repetitions: hours

@@ -1,4 +1,4 @@
-"""Run every suite, one process each, and make the report: ten minutes on two cores, or with --full everything."""
+"""Run every suite, one process each, and make the report: 10 to 15 minutes on two cores, or with --full everything."""
 
 import importlib.util
 import subprocess

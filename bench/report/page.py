@@ -159,7 +159,7 @@ def _facts(runs: Mapping[str, SuiteRun]) -> str:
 
 def _commands() -> str:
     return (
-        "<p>The same on your machine, from a checkout:</p><pre># ten minutes, then this page\nmake bench\n"
+        "<p>The same on your machine, from a checkout:</p><pre># 10 to 15 minutes, then this page\nmake bench\n"
         "# every size and repetition\nmake bench-full\n"
         "# which changes are beyond noise\npython -m bench compare bench/results out</pre>"
     )
