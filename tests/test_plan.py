@@ -7,6 +7,13 @@ import torch
 from vs_kernels import SelectionPlan
 
 
+def test_offsets_are_on_the_device_asked_for_whatever_the_default() -> None:
+    with torch.device("meta"):
+        plan = SelectionPlan([3, 4], [1, 2])
+    assert plan.cu_lengths().tolist() == [0, 3, 7] and plan.cu_ks("cpu").tolist() == [0, 1, 3]
+    assert plan.cu_lengths("meta").device.type == "meta"
+
+
 def test_sizes_and_offsets() -> None:
     plan = SelectionPlan([5, 0, 3], [2, 0, 3])
     assert (plan.num_pools, plan.total_tokens, plan.total_kept, plan.max_length) == (3, 8, 5, 5)

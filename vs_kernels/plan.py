@@ -144,4 +144,4 @@ def _host_ints(values: Sequence[int], name: str) -> tuple[int, ...]:
 
 
 def _exclusive_sums(values: Sequence[int]) -> Tensor:
-    return torch.tensor(list(accumulate(values, initial=0)), dtype=torch.int64)
+    return torch.tensor(list(accumulate(values, initial=0)), dtype=torch.int64, device=_CPU)
