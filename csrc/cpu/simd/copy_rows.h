@@ -9,6 +9,8 @@ namespace vs_kernels {
 namespace {
 
 constexpr int64_t kLine = 16;  // floats in 64 bytes
+// So far ahead, lines that will be written into the caches are asked for: stores alone wait for theirs to arrive.
+constexpr int64_t kAheadBytes = 512;
 
 template <bool PastCaches>
 VS_INLINE void copy_line(const float* from, float* to) {
@@ -25,8 +27,10 @@ template <bool PastCaches, int R>
 void copy_rows_of(const char* rows, int64_t stride, const int64_t* indices, int64_t bytes, char* out) {
   for (int64_t at = 0; at < bytes; at += 64) {
     for (int row = 0; row < R; ++row) {
+      char* to = out + row * bytes + at;
+      if constexpr (!PastCaches) __builtin_prefetch(to + kAheadBytes, 1);
       copy_line<PastCaches>(reinterpret_cast<const float*>(rows + indices[row] * stride + at),
-                            reinterpret_cast<float*>(out + row * bytes + at));
+                            reinterpret_cast<float*>(to));
     }
   }
 }
