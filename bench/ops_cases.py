@@ -9,6 +9,7 @@ from torch import Tensor
 
 import vs_kernels
 from bench import ops_eager, published
+from bench.heap import fresh_bytes
 from bench.ops_timing import Call
 from bench.ops_verify import Results, Verify, WrongResult, near
 from bench.ops_workload import Workload
@@ -17,6 +18,7 @@ from vs_kernels import reference
 from vs_kernels.verify import Inputs
 
 DEFINITION = "definition"
+REACHED = 0.8  # share of what a machine can move in a second that counts as all of it
 
 
 class Pair(NamedTuple):
@@ -27,6 +29,7 @@ class Pair(NamedTuple):
         verify: raises unless results are right.
         verify_theirs: the same for a competitor that computes something else.
         moved: bytes that ours reads and writes at least; None where it works in the caches.
+        fresh: those among them that it writes to memory fresh from the system.
         flops, their_flops: floating-point operations of a call; None where there are hardly any.
         their_moved: bytes that theirs reads and writes at least.
     """
@@ -39,6 +42,7 @@ class Pair(NamedTuple):
     flops: int | None = None
     their_moved: int | None = None
     their_flops: int | None = None
+    fresh: int = 0
 
 
 class Case(NamedTuple):
@@ -83,7 +87,7 @@ def cases(work: Workload) -> Iterator[Case]:
     for dtype in (float32, bfloat16):
         for length in (middle, long):
             shape = f"N={length:,} {_name(dtype)}"
-            yield Case(forward, shape, "reading as much", 0.8, partial(_reading, length=length, dtype=dtype))
+            yield Case(forward, shape, "reading as much", REACHED, partial(_reading, length=length, dtype=dtype))
     prepare = partial(_weight_gradients, length=middle)
     yield Case(f"{forward} + backward", f"N={middle:,} float32", DEFINITION, 100, prepare, slow=True)
 
@@ -198,6 +202,7 @@ def _weight_gradients(work: Workload, length: int) -> Pair:
         near(gradients(collapsed, torch.float64), gradients(collapsed)),
         # The backward reads the tokens once and one weight, and writes the gradients of both.
         moved=3 * x.tokens.nbytes + _bytes(*x.weights) + x.weights[0].nbytes + _bytes(*x.weights),
+        fresh=fresh_bytes(*x.weights),
     )
 
 
@@ -281,6 +286,7 @@ def _gather_backward(work: Workload, length: int, dtype: torch.dtype) -> Pair:
         lambda: torch.autograd.grad(theirs, tokens, grad, retain_graph=True),
         near([true], [true]),
         moved=grad.nbytes + x.tokens.nbytes,
+        fresh=fresh_bytes(x.tokens),
     )
 
 
@@ -302,6 +308,7 @@ def straight_through(work: Workload, length: int) -> Pair:
         near(backward(definition, torch.float64)(), backward(definition)()),
         # It reads the kept rows and their gradients, and writes the gradient of every row.
         moved=2 * grad.nbytes + x.tokens.nbytes,
+        fresh=fresh_bytes(x.tokens),
     )
 
 
@@ -315,6 +322,7 @@ def select(
     x = work.inputs(length, dtype)
     true, single = work.true_scores(length, dtype)
     near_true_scores = near([true], [single])
+    kept = x.tokens[: x.plan.total_kept]
     defined = not alone and competitor is published.select_tokens
 
     def verify(results: Results) -> None:
@@ -330,7 +338,8 @@ def select(
         lambda: vs_kernels.select_tokens(x.tokens, *x.weights, x.plan)[:3],
         None if alone else lambda: competitor(x.tokens, *x.weights, x.plan.total_kept)[:3],
         verify,
-        moved=2 * x.tokens.nbytes + _bytes(*x.weights) + 2 * x.plan.total_kept * x.tokens[0].nbytes,
+        moved=2 * x.tokens.nbytes + _bytes(*x.weights) + 2 * kept.nbytes,
+        fresh=fresh_bytes(kept),
         flops=collapsed_flops(length, work.sizes.width, work.sizes.hidden),
         their_moved=definition_bytes(x) if defined else None,
         their_flops=definition_flops(length, work.sizes.width, work.sizes.hidden) if defined else None,

@@ -1,16 +1,18 @@
 """One row of the suite ``ops``: its results verified, then its calls timed."""
 
+from functools import partial
 from typing import NamedTuple
 
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 import vs_kernels
 from bench import device_timing
 from bench.harness import Seconds, extra_memory
 from bench.heap import PREPARED_FRESH_BYTES, TIMED_FRESH_BYTES, take_fresh_from
-from bench.ops_cases import Case
+from bench.ops_cases import REACHED, Case
 from bench.ops_small import MOST_MICROSECONDS, SmallCall
-from bench.ops_timing import Call, Timer, Timing
+from bench.ops_timing import Call, Stream, Timer, Timing, fresh_memory
 from bench.ops_verify import Verify, WrongResult
 from bench.ops_workload import Workload
 from bench.providers import Missing
@@ -31,7 +33,9 @@ class Row(NamedTuple):
             it works in the caches.
         cores: that the machine gave meanwhile.
         note: what a reader must know of the competitor, empty as a rule.
-        moved, flops, their_moved, their_flops: work of a call, as :class:`bench.ops_cases.Pair` has it.
+        moved, flops, their_moved, their_flops, fresh: work of a call, as :class:`bench.ops_cases.Pair` has it.
+        least: times of nothing but reading as many bytes, and writing to fresh memory what ours writes there; None
+            without a target for them, and where ours works in the caches.
         our_graph, their_graph: times of a call replayed as a CUDA graph; None elsewhere, or where none can be captured.
         our_peak, their_peak: bytes that a call allocates on a CUDA device at most; None elsewhere.
     """
@@ -56,6 +60,8 @@ class Row(NamedTuple):
     their_graph: Timing | None = None
     our_peak: int | None = None
     their_peak: int | None = None
+    fresh: int = 0
+    least: Timing | None = None
 
     @property
     def met(self) -> bool | None:
@@ -65,6 +71,21 @@ class Row(NamedTuple):
         if self.figure is None:
             return False
         return self.figure >= self.target if self.unit == "x" else self.figure <= self.target
+
+    @property
+    def most(self) -> float | None:
+        """The ratio that would be left if ours took the time ``least``: a limit of this machine.
+
+        None without one, and where the competitor takes no longer: then the caches are faster than this.
+        """
+        if self.least is None or self.theirs is None or self.least.median > REACHED * self.theirs.median:
+            return None
+        return self.theirs.median / self.least.median
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether ours misses the target but reaches what this machine can move."""
+        return self.met is False and self.most is not None and self.figure >= REACHED * self.most
 
 
 def measure(case: Case, work: Workload, timer: Timer) -> Row:
@@ -95,6 +116,9 @@ def measure(case: Case, work: Workload, timer: Timer) -> Row:
                 if way:
                     first[who + way] = _verified(replay, verifies[who], timer, names[who] + way)
                     calls[who + way] = replay
+    if pair.moved and "theirs" in calls and case.target is not None:
+        calls["least"] = partial(_move, work.stream, pair.moved - pair.fresh, pair.fresh)
+        first["least"] = timer.first(calls["least"])[1]
     take_fresh_from(TIMED_FRESH_BYTES)
     timings, cores = timer.compare(calls, first)
     ours, theirs = timings["ours"], timings.get("theirs")
@@ -119,6 +143,8 @@ def measure(case: Case, work: Workload, timer: Timer) -> Row:
         their_graph=timings.get("theirs, graph"),
         our_peak=peaks.get("ours"),
         their_peak=peaks.get("theirs"),
+        fresh=pair.fresh,
+        least=timings.get("least"),
     )
 
 
@@ -130,6 +156,10 @@ def _verified(call: Call, verify: Verify, timer: Timer, who: str) -> Seconds:
     except WrongResult as error:
         raise WrongResult(f"{who}: {error}") from None
     return time
+
+
+def _move(stream: Stream, read: int, fresh: int) -> tuple[Tensor, ...]:
+    return (stream.read(read), *([fresh_memory(fresh)] if fresh else []))
 
 
 def _few_calls(case: Case, theirs: Timing | None) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from bench.ops_cases import REACHED
 from bench.ops_run import Row
 from bench.ops_timing import Timing
 
-TIMES = ("ours", "theirs", "our_graph", "their_graph")  # fields of a row
+TIMES = ("ours", "theirs", "our_graph", "their_graph", "least")  # fields of a row
 UNDISTURBED = 0.9  # share of the cores asked for, below which other programs had a hand in the times
 
 
@@ -32,7 +33,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"[bold]{_figure(row.figure, row.unit)}[/]",
             f"[dim]{_figure(row.process_figure, row.unit)}[/]",
             "" if row.target is None else f"{'≥' if row.unit == 'x' else '≤'} {row.target:g}{_suffix(row.unit)}",
-            {True: "[green]ok[/]", False: "[red]miss[/]", None: ""}[row.met],
+            "[cyan]limit[/]" if row.at_limit else {True: "[green]ok[/]", False: "[red]miss[/]", None: ""}[row.met],
             "" if row.bandwidth is None else f"{row.bandwidth:.0%}",
             f"[dim]{row.cores:.1f}[/]",
             end_section=following is not None and _section(following) != _section(row),
@@ -95,15 +96,29 @@ def record(row: Row) -> dict[str, Any]:
 
 def from_record(record: dict[str, Any]) -> Row:
     """The row that :func:`record` wrote down."""
-    fields = {name: record[name] for name in Row._fields}
+    fields = {name: record[name] for name in Row._fields if name in record}
     for who in TIMES:
-        fields[who] = fields[who] and Timing.from_record(fields[who])
+        fields[who] = fields.get(who) and Timing.from_record(fields[who])
     return Row(**fields)
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
-    """What falls short of the targets, one sentence each."""
-    return [_sentence(row) for row in rows if row.met is False]
+    """What falls short of the targets and of what this machine has, one sentence each."""
+    return [_sentence(row) for row in rows if row.met is False and not row.at_limit]
+
+
+def limits(rows: Sequence[Row]) -> list[str]:
+    """Where a target asks for more than this machine has: the arithmetic, one sentence each."""
+    return [_limit(row) for row in rows if row.at_limit]
+
+
+def _limit(row: Row) -> str:
+    fresh = f", {row.fresh / 1e6:,.0f} of them to fresh memory," if row.fresh else ""
+    return (
+        f"{row.operator}, {row.shape}: {_figure(row.figure, 'x')} where {row.target:g}x are asked; to move its "
+        f"{row.moved / 1e6:,.0f} MB{fresh} took {_seconds(row.least.median)} meanwhile, which would be "
+        f"{_figure(row.most, 'x')}"
+    )
 
 
 def _sentence(row: Row) -> str:
@@ -113,7 +128,8 @@ def _sentence(row: Row) -> str:
     figure, process = _figure(row.figure, row.unit), _figure(row.process_figure, row.unit)
     target = f"{row.target:g}{_suffix(row.unit)}"
     if row.unit == "x":
-        return f"{where}: {figure} against {row.against} (in process time {process}), expected at least {target}"
+        limit = f", or {_figure(REACHED * row.most, 'x')} by what this machine moves" if row.most else ""
+        return f"{where}: {figure} against {row.against} (in process time {process}), expected at least {target}{limit}"
     return f"{where}: {figure} beyond {row.against} (in process time {process}), expected at most {target}"
 
 

@@ -1,6 +1,8 @@
 """Times of calls between microseconds and a minute, interleaved, and how much of the machine they got."""
 
+import contextlib
 import math
+import mmap
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -143,6 +145,14 @@ def measured_matrix_rate(size: int, device: torch.device, timer: Timer, dtype: t
     calls = {"product": lambda: matrix @ matrix}
     timings, _ = timer.compare(calls, {"product": timer.first(calls["product"])[1]})
     return 2 * size**3 / min(timings["product"].wall)
+
+
+def fresh_memory(size: int) -> torch.Tensor:
+    """Ones in ``size`` bytes that the system hands out for it, in large pages where it has them, each written once."""
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(block, dtype=torch.float32).fill_(1.0)
 
 
 class Stream:

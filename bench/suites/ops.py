@@ -17,7 +17,7 @@ from bench.harness import Arguments, Recorder, device_argument, environment, pea
 from bench.ops_cases import cases
 from bench.ops_run import Row, measure, measure_small
 from bench.ops_small import small_calls
-from bench.ops_summary import device_table, disturbance, failures, from_record, notes, record, table
+from bench.ops_summary import device_table, disturbance, failures, from_record, limits, notes, record, table
 from bench.ops_timing import Stream, Timer, measured_matrix_rate
 from bench.ops_workload import Sizes, Workload
 from bench.results import load, write_csv
@@ -38,7 +38,8 @@ def main(argv: Sequence[str], sizes: Sizes | None = None) -> int:
         sizes: of tokens and scorer; None: those of the targets.
 
     Returns:
-        Exit code: 0; 1 for a wrong result, or a missed target with ``--check``; 130 when interrupted.
+        Exit code: 0; 1 for a wrong result, or with ``--check`` for a missed target that this machine allows; 130 when
+        interrupted.
     """
     started = time.perf_counter()
     parser = _parser()
@@ -82,7 +83,9 @@ def _parser() -> Arguments:
     parser.add_argument("--threads", type=count, default=2, metavar="N", help="of torch on the CPU (default: 2)")
     parser.add_argument("--quick", action="store_true", help="leave out the rows that take long, repeat less")
     parser.add_argument("--out", type=Path, default=Path("out/ops"), metavar="DIR", help="default: out/ops")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 if a target is missed that this machine allows"
+    )
     return parser
 
 
@@ -155,6 +158,9 @@ def _print_results(console: Console, rows: list[Row], summary: dict[str, Any]) -
     )
     for note in notes(rows):
         console.print(note, style="dim")
+    at_limit = limits(rows)
+    for limit in at_limit:
+        console.print(f"limit: {limit}", style="cyan")
     for left_out in summary["skipped"]:
         console.print(f"--quick left out: {left_out}", style="dim")
     if summary["disturbed"]:
@@ -162,6 +168,6 @@ def _print_results(console: Console, rows: list[Row], summary: dict[str, Any]) -
     judged = sum(row.met is not None for row in rows)
     peaks = ", ".join(f"{size / 2**30:.1f} GiB {name}" for name, size in summary["peak_memory"].items())
     console.print(
-        f"\n{judged - len(summary['missed'])} of {judged} targets met; {summary['seconds']:.0f} s in all; "
-        f"peak memory: {peaks}"
+        f"\n{judged - len(summary['missed']) - len(at_limit)} of {judged} targets met, {len(at_limit)} more at the "
+        f"limit of this machine; {summary['seconds']:.0f} s in all; peak memory: {peaks}"
     )

@@ -55,7 +55,8 @@ struct RowResults {
   char* data;
   int64_t row_bytes;
   bool whole_lines;
-  // Written past the caches, where it would fill them; a smaller result is still there for whoever reads it next.
+  // Written past the caches, where it would fill them; a smaller result is still there for whoever reads it next, and
+  // of a fresh one the system has just brought every line there.
   bool past_caches;
 
   RowResults(const Rows& like, int64_t count)
@@ -64,7 +65,7 @@ struct RowResults {
         row_bytes(like.row_bytes()),
         whole_lines(row_bytes % kLine == 0),
         past_caches(whole_lines && count * row_bytes >= kLargeResult &&
-                    reinterpret_cast<uintptr_t>(data) % kLine == 0) {}
+                    reinterpret_cast<uintptr_t>(data) % kLine == 0 && !is_fresh(data, count * row_bytes)) {}
 
   void* row(int64_t i) const { return data + i * row_bytes; }
 

@@ -19,13 +19,26 @@ namespace vs_kernels {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+constexpr uintptr_t kLargePage = uintptr_t{1} << 21;
+
 // Fresh memory costs more by its page faults than by its bytes: large results ask for large pages.
 inline void advise_large_pages(const void* begin, int64_t bytes) {
 #if defined(__linux__)
-  constexpr uintptr_t kPage = uintptr_t{1} << 21;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) / kPage * kPage;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) / kLargePage * kLargePage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Whether the system has yet to hand out this memory, judged by one page of it. It clears what it hands out, which is
+// in the caches after that. For blocks of several large pages.
+inline bool is_fresh(const void* begin, int64_t bytes) {
+#if defined(__linux__)
+  const uintptr_t middle = (reinterpret_cast<uintptr_t>(begin) + bytes / 2) / kLargePage * kLargePage;
+  unsigned char resident = 1;
+  return mincore(reinterpret_cast<void*>(middle), 1, &resident) == 0 && (resident & 1) == 0;
+#else
+  return false;
 #endif
 }
 
