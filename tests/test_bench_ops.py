@@ -12,10 +12,11 @@ import torch
 import vs_kernels
 from bench import device_timing, ops_eager, published
 from bench.harness import ROOT
+from bench.heap import fresh_bytes
 from bench.ops_cases import Case, Pair, cases
 from bench.ops_run import Row, measure
-from bench.ops_summary import device_table, disturbance, failures, from_record, record
-from bench.ops_timing import Stream, Timer, Timing
+from bench.ops_summary import device_table, disturbance, failures, from_record, limits, record
+from bench.ops_timing import Stream, Timer, Timing, fresh_memory
 from bench.ops_verify import WrongResult, near
 from bench.ops_workload import Sizes, Workload
 from bench.results import SuiteRun, series
@@ -204,6 +205,45 @@ def _row(figure: float | None, target: float | None, unit: str = "x", cores: flo
 )
 def test_missed_targets_are_named(row, sentence):
     assert failures([row]) == ([sentence] if sentence else [])
+
+
+@pytest.mark.parametrize(
+    ("least", "sentence", "limit"),
+    [
+        (0.5, "expected at least 10x", None),  # 4x at most: 3.1x do not reach 0.8 of that
+        (
+            0.6,
+            None,
+            "op, N=1: 3.10x where 10x are asked; to move its 30 MB, 20 of them to fresh memory, took 600.00 ms",
+        ),
+        (1.7, "expected at least 10x", None),  # theirs takes hardly longer: that is no limit
+        (None, "expected at least 10x", None),
+    ],
+)
+def test_a_target_beyond_the_machine_is_met_at_its_limit(least, sentence, limit):
+    timings = [time and Timing([time], [time], 1) for time in (2.0, least)]
+    row = _row(3.1, 10)._replace(theirs=timings[0], least=timings[1], moved=30_000_000, fresh=20_000_000)
+    assert row.at_limit == (limit is not None) and row.met is False
+    assert [sentence in failure for failure in failures([row])] == ([True] if sentence else [])
+    assert [found.startswith(limit) for found in limits([row])] == ([True] if limit else [])
+    assert from_record(json.loads(json.dumps(record(row)))) == row
+
+
+def test_the_limit_of_a_row_is_timed_with_it():
+    timer = Timer(CPU, 0.001)
+    work = SimpleNamespace(stream=Stream(2**17, CPU, timer))
+    pair = Pair(lambda: (torch.ones(1),), lambda: (torch.ones(1),), near([torch.ones(1)], [torch.ones(1)]))
+    moved = pair._replace(moved=3 * 2**20, fresh=2**20)
+    for prepare, target in ((lambda _: pair, 1.0), (lambda _: moved, None)):
+        assert measure(Case("op", "N=1", "theirs", target, prepare), work, timer).least is None
+    row = measure(Case("op", "N=1", "theirs", 1.0, lambda _: moved), work, timer)
+    assert row.least.median > 0 and row.most is None and (row.moved, row.fresh) == (3 * 2**20, 2**20)
+
+
+def test_fresh_memory_is_written_once():
+    block = fresh_memory(3 * 2**20)
+    assert block.nbytes == 3 * 2**20 and bool((block == 1).all())
+    assert fresh_bytes(block, torch.empty(6 << 20, device="meta"), torch.empty(7 << 20, device="meta")) == 13 << 22
 
 
 def test_a_disturbed_run_is_named():
