@@ -23,11 +23,11 @@ bench: $(INSTALLED)  ## every suite in 10 to 15 minutes; ends with the path of t
 bench-full: $(INSTALLED)  ## every suite with all sizes and repetitions: hours
 	$(VENV)/bin/python -m bench all --full
 
-test: $(INSTALLED)  ## the whole test suite
-	$(VENV)/bin/python -m pytest
+test: $(INSTALLED)  ## the whole test suite, in two processes
+	$(VENV)/bin/python -m pytest -n 2
 
 test-all: $(INSTALLED)  ## every operator test in Triton's interpreter as well: an hour
-	$(VENV)/bin/python -m pytest --all
+	$(VENV)/bin/python -m pytest -n 2 --all
 
 test-vllm: $(VLLM)/installed  ## the vLLM plugin, in an environment of its own: Python >= 3.11, 4 GB
 	$(VLLM)/bin/python -m pytest tests/serving
