@@ -74,17 +74,18 @@ class Row(NamedTuple):
 
     @property
     def most(self) -> float | None:
-        """The ratio that would be left if ours took the time ``least``: a limit of this machine.
+        """The ratio that would be left if ours took the time ``least``, where that is less than the target asks.
 
-        None without one, and where the competitor takes no longer: then the caches are faster than this.
+        None where it is not, and where the competitor takes hardly longer itself: then the caches are faster than that.
         """
-        if self.least is None or self.theirs is None or self.least.median > REACHED * self.theirs.median:
+        if self.target is None or self.least is None or self.theirs is None:
             return None
-        return self.theirs.median / self.least.median
+        most = self.theirs.median / self.least.median
+        return most if REACHED * most > 1 and most < self.target else None
 
     @property
     def at_limit(self) -> bool:
-        """Whether ours misses the target but reaches what this machine can move."""
+        """Whether ours misses a target that this machine does not allow, but reaches what it does."""
         return self.met is False and self.most is not None and self.figure >= REACHED * self.most
 
 

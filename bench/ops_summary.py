@@ -96,9 +96,9 @@ def record(row: Row) -> dict[str, Any]:
 
 def from_record(record: dict[str, Any]) -> Row:
     """The row that :func:`record` wrote down."""
-    fields = {name: record[name] for name in Row._fields if name in record}
+    fields = {name: record[name] for name in Row._fields}
     for who in TIMES:
-        fields[who] = fields.get(who) and Timing.from_record(fields[who])
+        fields[who] = fields[who] and Timing.from_record(fields[who])
     return Row(**fields)
 
 
@@ -115,8 +115,8 @@ def limits(rows: Sequence[Row]) -> list[str]:
 def _limit(row: Row) -> str:
     fresh = f", {row.fresh / 1e6:,.0f} of them to fresh memory," if row.fresh else ""
     return (
-        f"{row.operator}, {row.shape}: {_figure(row.figure, 'x')} where {row.target:g}x are asked; to move its "
-        f"{row.moved / 1e6:,.0f} MB{fresh} took {_seconds(row.least.median)} meanwhile, which would be "
+        f"{row.operator}, {row.shape}: {_figure(row.figure, 'x')} where {row.target:g}x are asked; nothing but "
+        f"moving its {row.moved / 1e6:,.0f} MB{fresh} took {_seconds(row.least.median)} meanwhile, which would be "
         f"{_figure(row.most, 'x')}"
     )
 

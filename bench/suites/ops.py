@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bench.command_line import count, ending, exit_codes
 from bench.harness import Arguments, Recorder, device_argument, environment, peak_memory
-from bench.ops_cases import cases
+from bench.ops_cases import REACHED, cases
 from bench.ops_run import Row, measure, measure_small
 from bench.ops_small import small_calls
 from bench.ops_summary import device_table, disturbance, failures, from_record, limits, notes, record, table
@@ -153,7 +153,8 @@ def _print_results(console: Console, rows: list[Row], summary: dict[str, Any]) -
         "Medians of interleaved calls; every result was verified against float64 first. CPU time: the ratio of process "
         "times. Bandwidth: bytes that must be moved over our time, as a share of the measured reads. One token "
         "(µs): the public call on one token of width 8, which is what a call costs beyond its kernel. Blocks of 24 MiB "
-        "and more are fresh from the system, for everybody.",
+        "and more are fresh from the system, for everybody. Limit: the target asks for more than moving ours' bytes "
+        f"alone would leave, and ours reaches {REACHED:.0%} of that.",
         style="dim",
     )
     for note in notes(rows):
