@@ -5,7 +5,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from bench.figures import FAINT, INK, MUTED
 from bench.points import text
@@ -243,7 +242,7 @@ def prefill(run: SuiteRun) -> Chart | None:
                 axes.annotate(
                     f"{speedup:.2f}x", (budget, speedup), (-10, offset), textcoords="offset points", ha="center",
                     va="center", color=color, fontsize=8.5, fontweight="bold",
-                    path_effects=[withStroke(linewidth=3, foreground=WHITE)],  # over the dashes
+                    bbox={"facecolor": WHITE, "edgecolor": "none", "pad": 1},
                 )  # fmt: skip
         logarithmic(axes.xaxis, lambda value: f"{value:.0%}", budgets)
         axes.set_xlim(budgets[0] * 1.1, budgets[-1] / 1.15)
