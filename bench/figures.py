@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 from PIL import Image
 from torch import Tensor
@@ -50,6 +50,21 @@ class Line(NamedTuple):
     ideal: Callable[[float], float]
 
 
+def label_speedup(
+    axes: Axes,
+    point: tuple[float, float],
+    offset: tuple[float, float],
+    color: str,
+    fontsize: float,
+    paper: str = "white",
+) -> None:
+    """Write the speed-up of a point (budget, speed-up) beside it, on a piece of ``paper``: readable over any line."""
+    axes.annotate(
+        f"{point[1]:.2f}x", point, offset, textcoords="offset points", ha="center", va="center", color=color,
+        fontsize=fontsize, fontweight="bold", zorder=4, bbox={"facecolor": paper, "edgecolor": "none", "pad": 1},
+    )  # fmt: skip
+
+
 def draw_speedups(
     path: Path, title: str, notes: Sequence[str], budgets: Sequence[float], lines: Sequence[Line]
 ) -> None:
@@ -70,11 +85,7 @@ def draw_speedups(
             axes.plot(shares, ideals, color=line.color, alpha=0.6, linewidth=1.5, linestyle=(0, (4, 3)))
             axes.plot(budgets, line.speedups, color=line.color, linewidth=2.5, marker="o", markersize=7, zorder=3)
             for share, speedup in zip(budgets[1:], line.speedups[1:], strict=True):
-                axes.annotate(
-                    f"{speedup:.2f}x", (share, speedup), line.label_offset, textcoords="offset points",
-                    ha="center", va="center", color=line.color, fontsize=10.5, fontweight="bold", zorder=4,
-                    path_effects=[withStroke(linewidth=3, foreground="white")],
-                )  # fmt: skip
+                label_speedup(axes, (share, speedup), line.label_offset, line.color, 10.5)
             axes.annotate(
                 line.name, (budgets[-1], line.speedups[-1]), (14, 0), textcoords="offset points",
                 va="center", color=line.color, fontweight="bold", annotation_clip=False,

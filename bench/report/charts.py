@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.figures import FAINT, INK, MUTED
+from bench.figures import FAINT, INK, MUTED, label_speedup
 from bench.points import text
 from bench.report.canvas import FOURTH, OURS, THEIRS, THIRD, WHITE, Chart, canvas, logarithmic
 from bench.results import SuiteRun, merged_points
@@ -239,11 +239,7 @@ def prefill(run: SuiteRun) -> Chart | None:
             axes.plot(budgets, ideal, color=color, linewidth=1.3, linestyle=(0, (4, 3)), alpha=0.8)
             axes.plot(budgets, measured, color=color, linewidth=2.2, marker="o", markersize=6, label=label)
             for budget, speedup in list(zip(budgets, measured, strict=True))[1:]:
-                axes.annotate(
-                    f"{speedup:.2f}x", (budget, speedup), (-10, offset), textcoords="offset points", ha="center",
-                    va="center", color=color, fontsize=8.5, fontweight="bold",
-                    bbox={"facecolor": WHITE, "edgecolor": "none", "pad": 1},
-                )  # fmt: skip
+                label_speedup(axes, (budget, speedup), (-10, offset), color, 8.5, WHITE)
         logarithmic(axes.xaxis, lambda value: f"{value:.0%}", budgets)
         axes.set_xlim(budgets[0] * 1.1, budgets[-1] / 1.15)
         axes.set_ylim(0)
