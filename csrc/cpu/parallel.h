@@ -19,12 +19,26 @@ constexpr int64_t kThreadScores = 16384;
 
 inline int64_t num_parts(int64_t n, int64_t part) { return (n + part - 1) / part; }
 
+// f(part) for each of `parts`, and done() on each thread after its last one. Of seven eighths of the parts each thread
+// has a run of its own, so that it walks through memory in one line; whoever is through takes from the rest: where
+// another program sits on a core, the others need not wait for its thread.
+template <class F, class G>
+void for_each_number(int64_t parts, const F& f, const G& done) {
+  const int64_t threads = std::min<int64_t>(parts, torch::stable::get_num_threads());
+  const int64_t own = threads > 1 ? parts * 7 / 8 / threads : parts;
+  std::atomic<int64_t> next{own * threads};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first * own; i < last * own; ++i) f(i);
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < parts;) f(i);
+    done();
+  });
+}
+
 // f(part, begin, end) for each part of [0, n).
 template <class F>
 void for_each_part(int64_t n, int64_t part, const F& f) {
-  torch::stable::parallel_for(0, num_parts(n, part), 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) f(i, i * part, std::min(n, (i + 1) * part));
-  });
+  for_each_number(
+      num_parts(n, part), [&](int64_t i) { f(i, i * part, std::min(n, (i + 1) * part)); }, [] {});
 }
 
 // work() on at most `workers` threads at a time, until each has returned.

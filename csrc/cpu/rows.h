@@ -103,10 +103,9 @@ inline void finish_writes() {
 template <class F>
 void for_row_parts(const Rows& rows, int64_t count, const F& f) {
   const int64_t part_rows = std::max<int64_t>(1, 65536 / (rows.row_bytes() + 1));
-  torch::stable::parallel_for(0, num_parts(count, part_rows), 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) f(i * part_rows, std::min(count, (i + 1) * part_rows));
-    finish_writes();
-  });
+  for_each_number(
+      num_parts(count, part_rows), [&](int64_t i) { f(i * part_rows, std::min(count, (i + 1) * part_rows)); },
+      finish_writes);
 }
 
 }  // namespace vs_kernels
