@@ -1,5 +1,6 @@
 """One row of the suite ``ops``: its results verified, then its calls timed."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,13 +19,15 @@ from bench.ops_workload import Workload
 from bench.providers import Missing
 from vs_kernels.verify import worst_error
 
+SMALL_PROVIDERS = "public", "smallest", "pytorch"
+
 
 class Row(NamedTuple):
     """One comparison as measured.
 
     Attributes:
         operator, shape, against: what was compared.
-        ours, theirs: times of one call; theirs is None without a competitor.
+        ours, theirs: times of one call, of a small one those of quiet rounds; theirs is None without a competitor.
         figure: their time over ours ("x"), or overhead ("µs"); None without a competitor.
         process_figure: the same of CPU time, which other programs disturb less.
         target: least ratio, or most overhead; None: shown, not judged.
@@ -169,18 +172,34 @@ def _few_calls(case: Case, theirs: Timing | None) -> str:
     return f"{case.against} takes {theirs.median:.1f} s a call: timed {('once', 'twice')[len(theirs.wall) - 1]}"
 
 
-def measure_small(small: SmallCall, timer: Timer, judged: bool = True) -> Row:
-    """The overhead of one public call, against the CPU's target if ``judged``.
+def measure_small(calls: Sequence[SmallCall], timer: Timer, judged: bool = True) -> list[Row]:
+    """The overhead of public calls, against the CPU's target if ``judged``; all of them in the same rounds.
+
+    A core that somebody else's thread shares is slower by two thirds, for a tenth of a second or for minutes, and shows
+    as busy with ours alone. PyTorch's call next to ours tells: what counts are the rounds in which that was fastest.
 
     Raises:
-        WrongResult: its result is not right.
+        WrongResult: a result is not right.
     """
-    error, right = worst_error(vs_kernels, small.operator, small.inputs)
-    if not right:
-        raise WrongResult(f"{small.operator}, {small.shape}: vs_kernels: {error}")
-    calls = {"public": small.public, "smallest": small.smallest, "pytorch": small.pytorch}
-    timings, cores = timer.compare(calls, {name: timer.first(call)[1] for name, call in calls.items()})
-    public, smallest, pytorch = timings.values()
+    timed: dict[str, Call] = {}
+    for small in calls:
+        error, right = worst_error(vs_kernels, small.operator, small.inputs)
+        if not right:
+            raise WrongResult(f"{small.operator}, {small.shape}: vs_kernels: {error}")
+        for who, call in zip(SMALL_PROVIDERS, (small.public, small.smallest, small.pytorch), strict=True):
+            timed[f"{small.operator} {who}"] = call
+    first = {name: timer.first(call)[1] for name, call in timed.items()}
+    timings, cores = timer.compare(timed, first, longer=len(calls))
+    return [
+        _small_row(small, [timings[f"{small.operator} {who}"] for who in SMALL_PROVIDERS], cores, judged)
+        for small in calls
+    ]
+
+
+def _small_row(small: SmallCall, timings: Sequence[Timing], cores: float, judged: bool) -> Row:
+    *_, every_pytorch = timings
+    quiet = every_pytorch.fastest_rounds()
+    public, smallest, pytorch = (timing.of_rounds(quiet) for timing in timings)
     return Row(
         small.operator,
         small.shape,
@@ -193,5 +212,6 @@ def measure_small(small: SmallCall, timer: Timer, judged: bool = True) -> Row:
         unit="µs",
         bandwidth=None,
         cores=cores,
-        note=f"one row by torch.ops.aten.index_select took {pytorch.median * 1e6:.1f} µs meanwhile",
+        note=f"one row by torch.ops.aten.index_select took {pytorch.median * 1e6:.1f} µs meanwhile, in all rounds "
+        f"{every_pytorch.median * 1e6:.1f} µs",
     )

@@ -4,7 +4,7 @@ The overhead is what the same public call takes on one token of width 8: checks,
 is left of the kernel. The call on the image less its kernel would be the difference of two large times, all noise.
 
 Beside it stands a call of PyTorch's own through the same dispatcher, with two tensors and one result: microseconds are
-those of a machine, and where a neighbour shares a core, of a moment.
+those of a machine, and where a neighbour shares a core, of a moment. That call chooses the moments which count.
 """
 
 from typing import NamedTuple

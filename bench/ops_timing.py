@@ -4,7 +4,7 @@ import contextlib
 import math
 import mmap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ SAMPLE_SECONDS = 2e-4  # a sample repeats shorter calls until it is this long, a
 SLOW_SECONDS = 0.2  # a call longer than this needs no second one to be estimated
 THRICE_SECONDS = 0.5  # a call shorter than this is timed at least three times
 ONCE_SECONDS = 3.0  # a call longer than this is timed once: the call that was verified
+QUIET_SHARE = 0.25  # of the rounds
 PROBE_SIZE = 512  # of a matrix product that keeps all threads busy for some milliseconds
 
 
@@ -38,6 +39,17 @@ class Timing(NamedTuple):
     @property
     def process_median(self) -> float:
         return quantiles(self.process)["q50"]
+
+    def of_rounds(self, rounds: Sequence[int]) -> "Timing":
+        """The samples of some rounds, counted from 0."""
+        chosen = [round * self.per_round + sample for round in rounds for sample in range(self.per_round)]
+        return self._replace(wall=[self.wall[i] for i in chosen], process=[self.process[i] for i in chosen])
+
+    def fastest_rounds(self) -> list[int]:
+        """A quarter of the rounds, counted from 0, by their medians."""
+        numbers = range(len(self.wall) // self.per_round)
+        ordered = sorted(numbers, key=lambda number: self.of_rounds([number]).median)
+        return sorted(ordered[: math.ceil(QUIET_SHARE * len(ordered))])
 
     def record(self) -> dict[str, Any]:
         """Quantiles and samples as they are written down; seconds."""
@@ -76,12 +88,15 @@ class Timer:
         result = call()
         return result, self._since(start)
 
-    def compare(self, calls: Mapping[str, Call], first: Mapping[str, Seconds]) -> tuple[dict[str, Timing], float]:
+    def compare(
+        self, calls: Mapping[str, Call], first: Mapping[str, Seconds], longer: int = 1
+    ) -> tuple[dict[str, Timing], float]:
         """Times of ``calls`` from interleaved rounds, and the cores that the machine gave meanwhile.
 
         Args:
             calls: providers by name.
             first: how long the first call of each took; warm-up, but for a very slow one its only sample.
+            longer: so many times the rounds and the seconds of a comparison.
         """
         timings = {name: Timing([time.wall], [time.process], 1) for name, time in first.items()}
         repeated = {name: call for name, call in calls.items() if first[name].wall < ONCE_SECONDS}
@@ -91,9 +106,9 @@ class Timer:
                 name: first[name].wall if first[name].wall > SLOW_SECONDS else self._sample(call, 3).wall
                 for name, call in repeated.items()
             }
-            share = self.seconds / len(repeated)
+            share = longer * self.seconds / len(repeated)
             slowest = max(typical.values())
-            rounds = max(3 if slowest < THRICE_SECONDS else 1, min(ROUNDS, int(share / slowest)))
+            rounds = max(3 if slowest < THRICE_SECONDS else 1, min(longer * ROUNDS, int(share / slowest)))
             blocks = {}
             for name, call in repeated.items():
                 batch = math.ceil(SAMPLE_SECONDS / typical[name])

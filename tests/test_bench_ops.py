@@ -14,7 +14,8 @@ from bench import device_timing, ops_eager, published
 from bench.harness import ROOT
 from bench.heap import fresh_bytes
 from bench.ops_cases import Case, Pair, cases
-from bench.ops_run import Row, measure
+from bench.ops_run import Row, measure, measure_small
+from bench.ops_small import small_calls
 from bench.ops_summary import device_table, disturbance, failures, from_record, limits, record
 from bench.ops_timing import Stream, Timer, Timing, fresh_memory
 from bench.ops_verify import WrongResult, near
@@ -176,6 +177,39 @@ def test_short_calls_are_repeated_within_a_sample_and_very_long_ones_called_once
     monkeypatch.undo()
     timings, _ = timer.compare({"call": int}, {"call": timer.first(int)[1]})
     assert timings["call"].batch > 10 and timings["call"].median < 1e-5
+
+
+def test_a_small_call_counts_where_pytorch_next_to_it_was_fastest(monkeypatch):
+    work = Workload(TINY, CPU, None, 0)
+    calls = small_calls(work)
+    microseconds = {"public": 30.0, "smallest": 10.0, "pytorch": 5.0}
+
+    def compare(self, timed, first, longer):
+        """Eight rounds of two samples; PyTorch's call is fastest in two of them, in which ours is slowest."""
+        assert list(timed) == list(first) and len(timed) == 3 * len(calls) == 3 * longer
+        timings = {}
+        for name in timed:
+            who = name.rpartition(" ")[2]
+            chosen = 1.0 if who == "pytorch" else 3.0
+            wall = [microseconds[who] * 1e-6 * factor for factor in (2.0, chosen, 2.0, chosen, 2.0, 2.0, 2.0, 2.0)]
+            timings[name] = Timing([time for time in wall for _ in range(2)], [1.0] * 16, 7, per_round=2)
+        return timings, 2.0
+
+    monkeypatch.setattr(Timer, "compare", compare)
+    rows = measure_small(calls, Timer(CPU, 0.001))
+    assert [row.operator for row in rows] == [call.operator for call in calls]
+    for row in rows:
+        assert (len(row.theirs.wall), len(row.ours.wall)) == (4, 4)
+        assert (row.figure, row.ours.median) == (pytest.approx(30.0), pytest.approx(90e-6))
+        assert row.note == "one row by torch.ops.aten.index_select took 5.0 µs meanwhile, in all rounds 10.0 µs"
+
+
+def test_a_longer_comparison_has_more_rounds(monkeypatch):
+    monkeypatch.setattr("bench.ops_timing.ROUNDS", 2)
+    timer = Timer(CPU, 1e-3)
+    first = {"call": timer.first(int)[1]}
+    short, long = (timer.compare({"call": int}, first, longer)[0]["call"] for longer in (1, 2))
+    assert [len(timing.wall) / timing.per_round for timing in (short, long)] == [3, 4]
 
 
 def test_the_stream_reads_every_byte_and_goes_on_where_it_stopped():
