@@ -125,7 +125,8 @@ def _sentence(row: Row) -> str:
     where = f"{row.operator}, {row.shape}"
     if row.figure is None:
         return f"{where}: not compared with {row.against}: {row.note}"
-    figure, process = _figure(row.figure, row.unit), _figure(row.process_figure, row.unit)
+    # one digit more than in the table, where a miss by less would look like the target
+    figure, process = (f"{value:.4g}{_suffix(row.unit)}" for value in (row.figure, row.process_figure))
     target = f"{row.target:g}{_suffix(row.unit)}"
     if row.unit == "x":
         limit = f", or {_figure(REACHED * row.most, 'x')} by what this machine moves" if row.most else ""

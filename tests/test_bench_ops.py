@@ -230,6 +230,7 @@ def _row(figure: float | None, target: float | None, unit: str = "x", cores: flo
     [
         (_row(10.0, 10), None),
         (_row(9.96, 10), "op, N=1: 9.96x against theirs (in process time 9.96x), expected at least 10x"),
+        (_row(0.9978, 1), "op, N=1: 0.9978x against theirs (in process time 0.9978x), expected at least 1x"),
         (_row(0.5, None), None),
         (_row(15.0, 15, "µs"), None),
         (_row(15.1, 15, "µs"), "op, N=1: 15.1 µs beyond theirs (in process time 15.1 µs), expected at most 15 µs"),
