@@ -70,17 +70,17 @@ struct RowResults {
   void* row(int64_t i) const { return data + i * row_bytes; }
 
   void zero(int64_t i) const {
-    if (past_caches) {
-      simd().zero_row(row_bytes, row(i));
+    if (whole_lines) {
+      (past_caches ? simd().stream_zero_row : simd().zero_row)(row_bytes, row(i));
     } else {
       std::memset(row(i), 0, row_bytes);
     }
   }
 
   void copy(int64_t i, const void* from) const {
-    if (past_caches) {
+    if (whole_lines) {
       constexpr int64_t kFirst = 0;
-      simd().stream_rows(from, 0, &kFirst, 1, row_bytes, row(i));
+      (past_caches ? simd().stream_rows : simd().copy_rows)(from, 0, &kFirst, 1, row_bytes, row(i));
     } else {
       std::memcpy(row(i), from, row_bytes);
     }

@@ -9,28 +9,14 @@ namespace vs_kernels {
 namespace {
 
 constexpr int64_t kLine = 16;  // floats in 64 bytes
-// So far ahead, lines that will be written into the caches are asked for: stores alone wait for theirs to arrive.
-constexpr int64_t kAheadBytes = 512;
-
-template <bool PastCaches>
-VS_INLINE void copy_line(const float* from, float* to) {
-  for (int64_t i = 0; i < kLine; i += kLanes) {
-    if constexpr (PastCaches) {
-      stream(to + i, load(from + i));
-    } else {
-      store(to + i, load(from + i));
-    }
-  }
-}
 
 template <bool PastCaches, int R>
 void copy_rows_of(const char* rows, int64_t stride, const int64_t* indices, int64_t bytes, char* out) {
   for (int64_t at = 0; at < bytes; at += 64) {
     for (int row = 0; row < R; ++row) {
-      char* to = out + row * bytes + at;
-      if constexpr (!PastCaches) __builtin_prefetch(to + kAheadBytes, 1);
-      copy_line<PastCaches>(reinterpret_cast<const float*>(rows + indices[row] * stride + at),
-                            reinterpret_cast<float*>(to));
+      const float* from = reinterpret_cast<const float*>(rows + indices[row] * stride + at);
+      float* to = reinterpret_cast<float*>(out + row * bytes + at);
+      for (int64_t i = 0; i < kLine; i += kLanes) write<PastCaches>(to + i, load(from + i));
     }
   }
 }
@@ -45,9 +31,10 @@ void copy_rows(const void* rows, int64_t stride, const int64_t* indices, int64_t
   for (; i < n; ++i) copy_rows_of<PastCaches, 1>(from, stride, indices + i, bytes, to + i * bytes);
 }
 
+template <bool PastCaches>
 void zero_row(int64_t bytes, void* out) {
   float* to = static_cast<float*>(out);
-  for (int64_t i = 0; i < bytes / 4; i += kLanes) stream(to + i, Vec{});
+  for (int64_t i = 0; i < bytes / 4; i += kLanes) write<PastCaches>(to + i, Vec{});
 }
 
 }  // namespace

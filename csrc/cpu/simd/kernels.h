@@ -123,8 +123,9 @@ struct SimdKernels {
   void (*copy_rows)(const void* rows, int64_t stride, const int64_t* indices, int64_t n, int64_t bytes, void* out);
   // The same past the caches, to aligned lines.
   void (*stream_rows)(const void* rows, int64_t stride, const int64_t* indices, int64_t n, int64_t bytes, void* out);
-  // A row of zeros, past the caches.
+  // A row of zeros, whole lines of 64 bytes; and the same past the caches, to aligned lines.
   void (*zero_row)(int64_t bytes, void* out);
+  void (*stream_zero_row)(int64_t bytes, void* out);
 
   RowKernels rows[3];
 };

@@ -154,15 +154,6 @@ void row_dots(const void* rows, int64_t stride, int64_t n, int64_t columns, cons
   }
 }
 
-template <bool kPastCaches, class T>
-VS_INLINE void write(T* to, Vec x) {
-  if (kPastCaches) {
-    stream(to, x);
-  } else {
-    store(to, x);
-  }
-}
-
 // R rows of a sum of outer products: out[row] = sum over p of factors[p][row] * vectors[p]
 template <class T, int R, bool kPastCaches>
 VS_INLINE void outer_sum_of(const float* factors, int64_t factors_stride, const float* vectors, int64_t count,

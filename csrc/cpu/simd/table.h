@@ -27,7 +27,8 @@ constexpr SimdKernels kTable = {
     consistency_loss,
     copy_rows<false>,
     copy_rows<true>,
-    zero_row,
+    zero_row<false>,
+    zero_row<true>,
     {kRowKernels<float>, kRowKernels<BFloat16>, kRowKernels<Float16>},
 };
 

@@ -146,6 +146,20 @@ VS_INLINE void stream(T* to, Vec x) {
 #endif
 }
 
+// Lines written into the caches are asked for so far ahead: stores alone wait for theirs to arrive.
+constexpr int64_t kAheadBytes = 512;
+
+// Entries of a long result.
+template <bool kPastCaches, class T>
+VS_INLINE void write(T* to, Vec x) {
+  if constexpr (kPastCaches) {
+    stream(to, x);
+  } else {
+    __builtin_prefetch(reinterpret_cast<const char*>(to) + kAheadBytes, 1);
+    store(to, x);
+  }
+}
+
 // The first n < kLanes entries, then zeros.
 template <class T>
 VS_INLINE Vec load_part(const T* from, int64_t n) {
