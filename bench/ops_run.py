@@ -12,14 +12,15 @@ from bench import device_timing
 from bench.harness import Seconds, extra_memory
 from bench.heap import PREPARED_FRESH_BYTES, TIMED_FRESH_BYTES, take_fresh_from
 from bench.ops_cases import REACHED, Case
-from bench.ops_small import MOST_MICROSECONDS, SmallCall
-from bench.ops_timing import Call, Stream, Timer, Timing, fresh_memory
+from bench.ops_small import MOST_MICROSECONDS, SmallCall, pytorch_call
+from bench.ops_timing import Call, Stream, Timer, Timing, fresh_memory, ratio
 from bench.ops_verify import Verify, WrongResult
 from bench.ops_workload import Workload
 from bench.providers import Missing
 from vs_kernels.verify import worst_error
 
-SMALL_PROVIDERS = "public", "smallest", "pytorch"
+CONTROL = "pytorch"
+SMALL_PROVIDERS = "public", "smallest", CONTROL
 
 
 class Row(NamedTuple):
@@ -27,7 +28,8 @@ class Row(NamedTuple):
 
     Attributes:
         operator, shape, against: what was compared.
-        ours, theirs: times of one call, of a small one those of quiet rounds; theirs is None without a competitor.
+        ours, theirs: times of one call, in quiet rounds where it works in the caches; theirs is None without a
+            competitor.
         figure: their time over ours ("x"), or overhead ("µs"); None without a competitor.
         process_figure: the same of CPU time, which other programs disturb less.
         target: least ratio, or most overhead; None: shown, not judged.
@@ -83,7 +85,7 @@ class Row(NamedTuple):
         """
         if self.target is None or self.least is None or self.theirs is None:
             return None
-        most = self.theirs.median / self.least.median
+        most, _ = ratio(self.theirs, self.least)
         return most if REACHED * most > 1 and most < self.target else None
 
     @property
@@ -123,17 +125,24 @@ def measure(case: Case, work: Workload, timer: Timer) -> Row:
     if pair.moved and "theirs" in calls and case.target is not None:
         calls["least"] = partial(_move, work.stream, pair.moved - pair.fresh, pair.fresh)
         first["least"] = timer.first(calls["least"])[1]
+    if pair.moved is None and "theirs" in calls:
+        calls = {CONTROL: pytorch_call(timer.device), **calls}
+        first[CONTROL] = timer.first(calls[CONTROL])[1]
     take_fresh_from(TIMED_FRESH_BYTES)
     timings, cores = timer.compare(calls, first)
+    if CONTROL in timings:  # what works in the caches is as fast as the core: see measure_small
+        quiet = timings[CONTROL].fastest_rounds()
+        timings = {who: timing.of_rounds(quiet) for who, timing in timings.items()}
     ours, theirs = timings["ours"], timings.get("theirs")
+    figure, process_figure = ratio(theirs, ours) if theirs else (None, None)
     return Row(
         case.operator,
         case.shape,
         case.against,
         ours,
         theirs,
-        figure=theirs and theirs.median / ours.median,
-        process_figure=theirs and theirs.process_median / ours.process_median,
+        figure=figure,
+        process_figure=process_figure,
         target=case.target,
         unit="x",
         bandwidth=pair.moved and pair.moved / ours.median / work.stream.bandwidth,

@@ -7,6 +7,7 @@ Beside it stands a call of PyTorch's own through the same dispatcher, with two t
 those of a machine, and where a neighbour shares a core, of a moment. That call chooses the moments which count.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,15 +40,16 @@ def small_calls(work: Workload) -> list[SmallCall]:
         for n, d in ((length, width), (1, 8))
     )
     shape = f"N={length:,} D={width:,}"
-    smallest = _public_calls(token)
-    row = torch.zeros(1, dtype=torch.int64, device=work.device)
-
-    def pytorch() -> torch.Tensor:
-        return torch.ops.aten.index_select.default(token.tokens, 0, row)
-
+    smallest, pytorch = _public_calls(token), pytorch_call(work.device)
     return [
         SmallCall(name, shape, image, public, smallest[name], pytorch) for name, public in _public_calls(image).items()
     ]
+
+
+def pytorch_call(device: torch.device) -> Call:
+    """One row of one by index_select: what it takes tells how fast a core is at the moment."""
+    rows, row = torch.zeros(1, 8, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    return partial(torch.ops.aten.index_select.default, rows, 0, row)
 
 
 def _public_calls(x: Inputs) -> dict[str, Call]:

@@ -14,7 +14,7 @@ from bench.harness import Clock, Seconds, interleaved, quantiles
 
 Call = Callable[[], Any]
 
-ROUNDS = 10
+ROUNDS = 30
 MOST_SAMPLES = 20  # of one provider in one round
 SAMPLE_SECONDS = 2e-4  # a sample repeats shorter calls until it is this long, against which the clock is free
 SLOW_SECONDS = 0.2  # a call longer than this needs no second one to be estimated
@@ -40,6 +40,10 @@ class Timing(NamedTuple):
     def process_median(self) -> float:
         return quantiles(self.process)["q50"]
 
+    @property
+    def rounds(self) -> int:
+        return len(self.wall) // self.per_round
+
     def of_rounds(self, rounds: Sequence[int]) -> "Timing":
         """The samples of some rounds, counted from 0."""
         chosen = [round * self.per_round + sample for round in rounds for sample in range(self.per_round)]
@@ -47,8 +51,7 @@ class Timing(NamedTuple):
 
     def fastest_rounds(self) -> list[int]:
         """A quarter of the rounds, counted from 0, by their medians."""
-        numbers = range(len(self.wall) // self.per_round)
-        ordered = sorted(numbers, key=lambda number: self.of_rounds([number]).median)
+        ordered = sorted(range(self.rounds), key=lambda number: self.of_rounds([number]).median)
         return sorted(ordered[: math.ceil(QUIET_SHARE * len(ordered))])
 
     def record(self) -> dict[str, Any]:
@@ -65,6 +68,20 @@ class Timing(NamedTuple):
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Timing":
         return cls(record["wall_s"], record["process_s"], record["calls_per_sample"], record["samples_per_round"])
+
+
+def ratio(theirs: Timing, ours: Timing) -> tuple[float, float]:
+    """How many times as long theirs took, in wall and in process time: the median of the ratios of the rounds.
+
+    The speed of a machine with neighbours changes by half within seconds, and within a round it is the same for both.
+    Where one of them was too slow for rounds, the ratio of the medians.
+    """
+    if theirs.rounds != ours.rounds:
+        return theirs.median / ours.median, theirs.process_median / ours.process_median
+    pairs = [(theirs.of_rounds([number]), ours.of_rounds([number])) for number in range(ours.rounds)]
+    wall = quantiles([one.median / other.median for one, other in pairs])
+    process = quantiles([one.process_median / other.process_median for one, other in pairs])
+    return wall["q50"], process["q50"]
 
 
 class Timer:

@@ -17,7 +17,7 @@ from bench.ops_cases import Case, Pair, cases
 from bench.ops_run import Row, measure, measure_small
 from bench.ops_small import small_calls
 from bench.ops_summary import device_table, disturbance, failures, from_record, limits, record
-from bench.ops_timing import Stream, Timer, Timing, fresh_memory
+from bench.ops_timing import Stream, Timer, Timing, fresh_memory, ratio
 from bench.ops_verify import WrongResult, near
 from bench.ops_workload import Sizes, Workload
 from bench.results import SuiteRun, series
@@ -39,6 +39,7 @@ TINY = Sizes(
     matrix=32,
 )
 N, K = 61, 12
+WHO = "theirs", "ours"
 
 
 @pytest.fixture
@@ -204,6 +205,32 @@ def test_a_small_call_counts_where_pytorch_next_to_it_was_fastest(monkeypatch):
         assert row.note == "one row by torch.ops.aten.index_select took 5.0 µs meanwhile, in all rounds 10.0 µs"
 
 
+def test_what_works_in_the_caches_counts_in_the_rounds_of_a_quiet_core(monkeypatch):
+    ones = near([torch.ones(1)], [torch.ones(1)])
+    pair = Pair(lambda: (torch.ones(1),), lambda: (torch.ones(1),), ones)
+
+    def compare(self, calls, first):
+        assert set(calls) == set(first)
+        times = {"ours": [1.0, 4.0, 1.0, 1.0], "theirs": [9.0, 8.0, 9.0, 9.0], "pytorch": [2.0, 1.0, 2.0, 2.0]}
+        return {who: Timing(times.get(who, [1.0] * 4), [1.0] * 4, 1) for who in calls}, 2.0
+
+    monkeypatch.setattr(Timer, "compare", compare)
+    timer = Timer(CPU, 0.001)
+    row = measure(Case("op", "N=1", "theirs", 1.0, lambda _: pair), None, timer)
+    assert (row.figure, row.ours.wall, row.theirs.wall) == (2.0, [4.0], [8.0])
+    work = SimpleNamespace(stream=SimpleNamespace(read=lambda size: None, bandwidth=1.0))
+    row = measure(Case("op", "N=1", "theirs", 1.0, lambda _: pair._replace(moved=8)), work, timer)
+    assert (row.figure, len(row.ours.wall)) == (9.0, 4)  # where memory bounds it every round counts
+
+
+def test_the_ratio_is_that_of_a_round_whatever_the_machine_does_between_rounds():
+    speeds = [1.0, 2.0, 1.0, 2.0, 4.0]
+    ours = Timing([2.0 * speed for speed in speeds for _ in range(2)], [1.0] * 10, 1, per_round=2)
+    theirs = Timing([6.0 * speed for speed in speeds], [0.5, 2.0, 3.0, 4.0, 5.0], 1)
+    assert ratio(theirs, ours) == (3.0, 3.0)
+    assert ratio(Timing([6.0], [5.0], 1), ours) == (1.5, 5.0)
+
+
 def test_a_longer_comparison_has_more_rounds(monkeypatch):
     monkeypatch.setattr("bench.ops_timing.ROUNDS", 2)
     timer = Timer(CPU, 1e-3)
@@ -308,11 +335,11 @@ def test_a_run_measures_every_operator_and_fails_a_check(tiny, tmp_path, capsys)
     operators = {row["operator"] for row in rows if row["unit"] == "µs"}
     assert operators == {name for name in vs_kernels.__all__ if not name[0].isupper()} - {"functions", "reference"}
     for row in rows:
-        for provider in ("ours", "theirs"):
+        for provider in WHO:
             wall = row[provider]["wall"]
             assert 0 < wall["q20"] <= wall["q50"] <= wall["q80"]
         if row["unit"] == "x":
-            assert row["figure"] == row["theirs"]["wall"]["q50"] / row["ours"]["wall"]["q50"]
+            assert (row["figure"], row["process_figure"]) == ratio(*(Timing.from_record(row[who]) for who in WHO))
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["missed"] and any("against definition" in row for row in summary["skipped"])

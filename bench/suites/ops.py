@@ -152,12 +152,13 @@ def _print_results(console: Console, rows: list[Row], summary: dict[str, Any]) -
     if any(row.our_peak is not None for row in rows):
         console.print(device_table(rows))
     console.print(
-        "Medians of interleaved calls; every result was verified against float64 first. CPU time: the ratio of process "
-        "times. Bandwidth: bytes that must be moved over our time, as a share of the measured reads. One token "
-        "(µs): the public call on one token of width 8, which is what a call costs beyond its kernel, in the quarter "
-        "of the rounds in which PyTorch's index_select next to it was fastest. Blocks of 24 MiB and more are fresh "
-        "from the system, for everybody. Limit: the target asks for more than moving ours' bytes alone would leave, "
-        f"and ours reaches {REACHED:.0%} of that.",
+        "Medians of interleaved calls; every result was verified against float64 first. Ratio: the median of those of "
+        "the rounds, in each of which both meet the same machine; where there is no bandwidth, of the quarter of the "
+        "rounds in which PyTorch's index_select of one row, next to ours, was fastest. CPU time: the same of process "
+        "times. Bandwidth: bytes that must be moved over our time, as a share of the measured reads. One token (µs): "
+        "the public call on one token of width 8, which is what a call costs beyond its kernel. Blocks of 24 MiB and "
+        "more are fresh from the system, for everybody. Limit: the target asks for more than moving ours' bytes alone "
+        f"would leave, and ours reaches {REACHED:.0%} of that.",
         style="dim",
     )
     for note in notes(rows):
